@@ -1,0 +1,74 @@
+"""What a runner is: the one thing that turns a batch of tokens into logits.
+
+The engine owns page *ids*; the runner owns the *memory* behind them. Pages come in two groups, because the layers do: a "full"
+page holds K and V of 64 tokens for all full-attention layers, a "sliding" page the same for all sliding-window layers. Full
+pages are kept as long as the sequence lives; sliding pages only while the window can still see them. `NativeRunner` (native.py)
+is the CPU implementation; the tests have one over the reference network and a fake that hashes what it can see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from musespark.chat.images import PatchedImage
+    from musespark.model.config import ModelConfig
+
+PAGE_SIZE = 64  # tokens a page, in both groups
+NO_PAGE = -1  # in a block table: nothing here (out of the window, or past the last token)
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """N tokens of S sequences, concatenated; every array C-contiguous. A sequence's positions in a batch are consecutive.
+
+    K and V of all N tokens are written to their pages before anything attends, so a token sees its own chunk. In full layers
+    a query at position q sees every k <= q of its sequence, in sliding layers those with q - sliding_window < k <= q.
+    The caller promises that every page which a query of the batch can see is in the tables.
+    """
+
+    token_ids: Int32  # (N,)
+    positions: Int64  # (N,) absolute, from 0
+    query_start: Int32  # (S + 1,) rows query_start[s]:query_start[s + 1] belong to sequence s
+    full_block_table: Int32  # (S, P) page id of positions 64p .. 64p + 63, or NO_PAGE
+    sliding_block_table: Int32  # (S, P) the same for the sliding group
+    embed_rows: Int32  # (M,) rows whose token embedding is replaced by image features, ascending
+    embeds: Float32  # (M, D) those features; they replace the embedding after its norm and are not normed again
+    logit_rows: Int32  # (R,) rows whose logits are wanted, ascending
+
+
+class Runner(Protocol):
+    """A model with paged memory. One thread at a time calls it.
+
+    A token's logits must not depend on what else is in the batch, on chunking or on the number of threads, bit for bit:
+    that is what makes greedy output independent of its neighbours.
+    """
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def num_full_pages(self) -> int: ...
+
+    @property
+    def num_sliding_pages(self) -> int: ...
+
+    def forward(self, batch: Batch) -> Float32:
+        """Logits (R, V) float32 of `batch.logit_rows`. The caller owns the result and may write to it."""
+        ...
+
+    def encode_image(self, image: PatchedImage) -> Float32:
+        """Features (num_tokens, D) float32 of one image, already normed as text embeddings are."""
+        ...
+
+    def close(self) -> None:
+        """Free the memory. Further calls raise EngineFailed."""
+        ...
