@@ -1,0 +1,24 @@
+# Two commands do everything: `make serve` and `make test`. Both may be repeated; set-up runs again only when its inputs change.
+PYTHON ?= python3
+PORT ?= 8000
+CHECKPOINT ?=
+ARGS ?=
+
+NATIVE := CMakeLists.txt $(wildcard musespark/engine/csrc/*)
+
+.PHONY: serve test clean
+
+serve: .venv/.ready  ## install if needed, then serve the model in the box (or CHECKPOINT=folder) on 127.0.0.1:$(PORT)
+	@exec .venv/bin/musespark serve $(CHECKPOINT) --port $(PORT)
+
+test: .venv-dev/.ready  ## install if needed, then run the whole suite (ARGS="tests/engine -x" for a part)
+	@exec .venv-dev/bin/python -m pytest $(ARGS)
+
+.venv/.ready: setup.sh pyproject.toml $(NATIVE)
+	@PYTHON="$(PYTHON)" ./setup.sh .venv ""
+
+.venv-dev/.ready: setup.sh pyproject.toml $(NATIVE)
+	@PYTHON="$(PYTHON)" ./setup.sh .venv-dev "[dev]"
+
+clean:  ## remove both environments and the build folder
+	rm -rf .venv .venv-dev build
