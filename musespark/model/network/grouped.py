@@ -1,0 +1,80 @@
+"""Two operations for rows sorted by expert, with gradients written by hand.
+
+Both exist for speed in training and are opaque to torch.compile. `grouped_linear` needs the group sizes on the host,
+which would break a compiled graph. `permute_rows` knows the inverse permutation, so its gradient is a gather too;
+autograd's own would be a scatter-add, row after row on a CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("musespark::grouped_linear", mutates_args=())
+def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Group g of the rows of x times weight[g]ᵀ.
+
+    x (R, in), rows sorted by group; weight (G, out, in) of the same type; counts (G,) int64 summing to R.
+    Returns (R, out). A group may be empty.
+    """
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    for g, (rows, target) in enumerate(zip(_split(x, counts), _split(out, counts), strict=True)):
+        torch.mm(rows, weight[g].t(), out=target)
+    return out
+
+
+@grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("musespark::grouped_linear_backward", mutates_args=())
+def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `grouped_linear` to x and weight; grad (R, out)."""
+    grad = grad.contiguous()
+    grad_x, grad_weight = x.new_empty(x.shape), weight.new_empty(weight.shape)
+    groups = zip(_split(grad, counts), _split(x, counts), _split(grad_x, counts), strict=True)
+    for g, (grad_rows, rows, grad_x_rows) in enumerate(groups):
+        torch.mm(grad_rows, weight[g], out=grad_x_rows)
+        torch.mm(grad_rows.t(), rows, out=grad_weight[g])  # an empty group gives zeros
+    return grad_x, grad_weight
+
+
+@grouped_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _split(rows: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(counts.tolist())
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    return (*grouped_linear_backward(grad, *ctx.saved_tensors), None)
+
+
+grouped_linear.register_autograd(_grouped_linear_gradients, setup_context=_save)
+
+
+class _PermuteRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
+
+
+def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x[order] for a permutation `order` of the rows with the given inverse."""
+    return _PermuteRows.apply(x, order, inverse)

@@ -1,0 +1,161 @@
+"""The text stack of muse_spark: gated attention, residual gates, the decoder layers and the key-value cache.
+
+Experts are in `moe.py`, masks in `attention.py`, the head in `model.py`. Source: transformers 5.23 `muse_spark`;
+names of modules and parameters are those of its checkpoints.
+
+Letters: B batch, T tokens, D hidden width, H query heads, K key-value heads, d head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from musespark.model.config import TextConfig
+from musespark.model.network.attention import Block, attend, plan_attention
+from musespark.model.network.layers import (
+    CenteredRMSNorm,
+    InputScaledRMSNorm,
+    Linear,
+    ResidualGate,
+    RMSNorm,
+    rms_norm,
+    rotary_frequencies,
+    rotate,
+)
+from musespark.model.network.moe import DenseMLP, MixtureOfExperts, Routing
+
+
+class KVCache:
+    """Keys and values of the tokens seen so far, (B, K, S, d) per layer; the obvious kind, which forgets nothing.
+
+    Sliding layers could drop what left their window; the mask hides it all the same, and the engine's pages do drop it.
+    """
+
+    def __init__(self, config: TextConfig) -> None:
+        self.num_tokens = 0
+        self.keys: list[Tensor | None] = [None] * config.num_hidden_layers
+        self.values: list[Tensor | None] = [None] * config.num_hidden_layers
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new columns to a layer and return all of them."""
+        past_k, past_v = self.keys[layer], self.values[layer]
+        if past_k is not None and past_v is not None:
+            k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
+        self.keys[layer], self.values[layer] = k, v
+        return k, v
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normed q and k, a norm per output head, and a sigmoid gate before `o_proj`."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        width, head_dim = config.hidden_size, config.head_dim
+        self.layer = layer
+        self.head_dim = head_dim
+        self.eps = config.rms_norm_eps
+        self.qk_scale_factor = config.qk_scale_factor
+        self.uses_rope = config.layer_uses_rope[layer]
+        self.q_proj = Linear(width, config.num_attention_heads * head_dim, bias=False)
+        self.k_proj = Linear(width, config.num_key_value_heads * head_dim, bias=False)
+        self.v_proj = Linear(width, config.num_key_value_heads * head_dim, bias=False)
+        self.gate_proj = Linear(width, config.num_attention_heads * head_dim, bias=False)
+        self.o_proj = Linear(config.num_attention_heads * head_dim, width, bias=False)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
+    ) -> Tensor:
+        """hidden (B, T, D) -> (B, T, D). rotary: cos and sin (B or 1, 1, T, d/2)."""
+        q, k, v = (self._heads(proj(hidden)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        dtype = v.dtype
+        q = rms_norm(q, self.eps) * self.qk_scale_factor
+        k = rms_norm(k, self.eps)
+        if self.uses_rope:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        q, k = q.to(dtype), k.to(dtype)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        out = attend(q, k, v, plan, self.head_dim**-0.5).transpose(1, 2)  # (B, T, H, d)
+        out = rms_norm(out, self.eps).flatten(2) * torch.sigmoid(self.gate_proj(hidden).float())
+        return self.o_proj(out)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H or K, T, d)
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then experts: each between a norm before and a norm after, joined to the stream by a learned gate."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.post_norm_eps = config.post_norm_eps
+        self.input_layernorm = CenteredRMSNorm(width, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_residual_gate = ResidualGate(width, config.residual_gate_temperature)
+        self.pre_feedforward_layernorm = CenteredRMSNorm(width, config.rms_norm_eps)
+        self.mlp = MixtureOfExperts(config) if config.mlp_layer_types[layer] == "sparse" else DenseMLP(config)
+        self.post_feedforward_layernorm = InputScaledRMSNorm(width, config.post_norm_eps)
+        self.post_feedforward_residual_gate = ResidualGate(width, config.residual_gate_temperature)
+
+    def forward(
+        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
+    ) -> tuple[Tensor, Routing | None]:
+        branch = self.self_attn(self.input_layernorm(hidden), rotary, plan, cache)
+        # The norm after attention has no weight, hence no tensor in a checkpoint.
+        hidden = self.post_attention_residual_gate(hidden, rms_norm(branch, self.post_norm_eps))
+        branch, routing = self.mlp(self.pre_feedforward_layernorm(hidden))
+        return self.post_feedforward_residual_gate(hidden, self.post_feedforward_layernorm(branch)), routing
+
+
+class TextModel(nn.Module):
+    """Embedding to final norm. `embed` and `forward` are apart so that image features can replace rows between them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """token_ids (B, T) int64 -> (B, T, D) float32, each row of unit mean square."""
+        return rms_norm(self.embed_tokens(token_ids), self.config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """hidden (B, T, D) float32 -> the normed stream (B, T, D) float32 and the routing of every sparse layer.
+
+        positions (B, T) int64 feed the rotary embedding; without them tokens count on from the cache. segments (B, T)
+        int64 number the documents of packed rows: no attention across them. Raises ValueError for both segments and
+        a cache.
+        """
+        config, num_tokens = self.config, hidden.shape[1]
+        if cache is not None and segments is not None:
+            raise ValueError("packed documents (segments) can't be used with a cache: one row is one sequence there")
+        num_past = 0 if cache is None else cache.num_tokens
+        if positions is None:
+            positions = torch.arange(num_past, num_past + num_tokens, device=hidden.device)[None]
+        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, hidden.device)
+        angles = (positions[..., None].float() * frequencies)[:, None]  # (B or 1, 1, T, d/2)
+        rotary = angles.cos(), angles.sin()
+        windows = {"full_attention": None, "sliding_attention": config.sliding_window}
+        plans = {
+            kind: plan_attention(num_tokens, num_past, windows[kind], segments, hidden.device)
+            for kind in sorted(set(config.layer_types))
+        }
+        routings = []
+        for layer, kind in zip(self.layers, config.layer_types, strict=True):
+            hidden, routing = layer(hidden, rotary, plans[kind], cache)
+            if routing is not None:
+                routings.append(routing)
+        if cache is not None:
+            cache.num_tokens += num_tokens
+        return self.norm(hidden), routings
