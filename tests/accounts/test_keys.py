@@ -1,0 +1,212 @@
+"""Making, listing, revoking and checking keys, as the command line and the API do."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from musespark.accounts import verify
+from musespark.accounts.accounts import Accounts
+from musespark.accounts.database import Database
+from musespark.accounts.secret import create_pepper, new_secret
+from musespark.accounts.verify import KeyVerifier
+from musespark.errors import InvalidApiKey, InvalidRequest, NotFound, StateError
+
+
+def test_the_first_start_makes_one_key_and_later_starts_make_none(state_dir: Path) -> None:
+    with Accounts.open(state_dir) as accounts:
+        new = accounts.create_first_key()
+        assert new is not None
+        assert accounts.create_first_key() is None
+    with Accounts.open(state_dir) as accounts:
+        assert accounts.create_first_key() is None
+        assert accounts.verify(new.secret).key_id == new.key.id
+
+
+def test_no_first_key_is_made_where_a_person_made_one(accounts: Accounts) -> None:
+    accounts.revoke_key(accounts.create_key("laptop").key.id)
+    assert accounts.create_first_key() is None
+
+
+def test_a_key_is_listed_without_its_secret(accounts: Accounts) -> None:
+    before = int(time.time())
+    new = accounts.create_key("  laptop ", expires_at=before + 1000)
+    [key] = accounts.list_keys()
+    assert key == new.key
+    assert (key.name, key.prefix, key.expires_at) == ("laptop", new.secret[:12], before + 1000)
+    assert before <= key.created_at <= time.time()
+    assert (key.last_used_at, key.revoked_at) == (None, None)
+    assert new.secret not in repr(key) + repr(new) + repr(accounts.verify(new.secret))
+
+
+@pytest.mark.parametrize("name", ["", "   ", "a\nb", "\x1b[31m", "x" * 201])
+def test_an_unusable_name_is_refused(accounts: Accounts, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="1 to 200 printable characters"):
+        accounts.create_key(name)
+
+
+def test_the_longest_name_is_accepted(accounts: Accounts) -> None:
+    assert accounts.create_key("x" * 200).key.name == "x" * 200
+
+
+def test_an_expiry_in_the_past_is_refused(accounts: Accounts) -> None:
+    with pytest.raises(InvalidRequest, match="in the past"):
+        accounts.create_key("late", expires_at=int(time.time()) - 1)
+
+
+def test_two_keys_of_one_organisation_share_a_salt_that_another_server_does_not(
+    accounts: Accounts, tmp_path: Path
+) -> None:
+    one, two = (accounts.verify(accounts.create_key(name).secret) for name in ("one", "two"))
+    assert one.key_id != two.key_id
+    assert one.cache_salt == two.cache_salt
+    assert len(one.cache_salt) == 32
+    with Accounts.open(tmp_path / "other") as other:
+        assert other.verify(other.create_key("one").secret).cache_salt != one.cache_salt
+
+
+@pytest.mark.parametrize("secret", ["", "sk-muse-", "Bearer", "sk-muse-" + "0" * 49, "ключ", "\x00" * 57])
+def test_what_is_not_a_key_is_refused_without_being_repeated(accounts: Accounts, secret: str) -> None:
+    with pytest.raises(InvalidApiKey) as caught:
+        accounts.verify(secret)
+    assert not secret or caught.value.message.count(secret) == (1 if secret == "sk-muse-" else 0)
+
+
+def test_a_forged_key_with_a_right_checksum_is_refused(accounts: Accounts) -> None:
+    accounts.create_key("real")
+    forged = new_secret()
+    with pytest.raises(InvalidApiKey, match="not known here") as caught:
+        accounts.verify(forged)
+    assert forged[8:] not in caught.value.message
+
+
+def test_a_stored_digest_does_not_authenticate(accounts: Accounts, state_dir: Path) -> None:
+    accounts.create_key("real")
+    with sqlite3.connect(state_dir / "musespark.db") as raw:
+        (digest,) = raw.execute("SELECT digest FROM keys").fetchone()
+    raw.close()
+    with pytest.raises(InvalidApiKey):
+        accounts.verify(digest.hex())
+
+
+def test_a_revoked_key_ends_at_once_and_stays_in_the_list(accounts: Accounts) -> None:
+    new = accounts.create_key("laptop")
+    assert accounts.verify(new.secret) == accounts.remembered(new.secret)
+    revoked = accounts.revoke_key(new.key.id)
+    assert accounts.remembered(new.secret) is None
+    with pytest.raises(InvalidApiKey, match="was revoked"):
+        accounts.verify(new.secret)
+    assert revoked.revoked_at is not None
+    assert accounts.list_keys() == [accounts.revoke_key(new.key.id)]
+
+
+def test_revoking_an_unknown_key_says_how_to_find_the_ids(accounts: Accounts) -> None:
+    with pytest.raises(NotFound, match="musespark keys list"):
+        accounts.revoke_key("key_unknown")
+
+
+def test_a_revocation_by_another_process_works_within_a_second(accounts: Accounts, state_dir: Path) -> None:
+    new = accounts.create_key("laptop")
+    accounts.verify(new.secret)
+    code = (
+        "import pathlib; from musespark.accounts.accounts import Accounts\n"
+        f"with Accounts.open(pathlib.Path({str(state_dir)!r})) as accounts: accounts.revoke_key({new.key.id!r})"
+    )
+    accounts.verify(new.secret)
+    subprocess.run([sys.executable, "-c", code], check=True)
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        try:
+            accounts.remembered(new.secret) or accounts.verify(new.secret)
+        except InvalidApiKey:
+            return
+        time.sleep(0.02)
+    pytest.fail("the key still works a second after its revocation")
+
+
+def test_a_key_expires_even_while_it_is_remembered(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "CACHE_S", 3600)
+    with Accounts.open(state_dir) as accounts:
+        expiry = int(time.time()) + 1000
+        secret = accounts.create_key("short", expires_at=expiry).secret
+    clock = [expiry - 1.0]
+    database = Database.open(state_dir)
+    verifier = KeyVerifier(database, create_pepper(state_dir / "pepper"), now=lambda: clock[0])
+    assert verifier.verify(secret) == verifier.remembered(secret)
+    clock[0] = float(expiry)
+    assert verifier.remembered(secret) is None
+    with pytest.raises(InvalidApiKey, match="has expired"):
+        verifier.verify(secret)
+    database.close()
+
+
+def test_last_use_is_noted_once_a_minute(state_dir: Path) -> None:
+    with Accounts.open(state_dir) as accounts:
+        secret = accounts.create_key("laptop").secret
+        clock = [1_000_000.0]
+        database = Database.open(state_dir)
+        verifier = KeyVerifier(database, create_pepper(state_dir / "pepper"), now=lambda: clock[0])
+
+        def last_used_after(seconds: float) -> int | None:
+            clock[0] += seconds
+            verifier.forget_all()
+            verifier.verify(secret)
+            return accounts.list_keys()[0].last_used_at
+
+        assert last_used_after(0) == 1_000_000
+        assert last_used_after(59) == 1_000_000
+        assert last_used_after(1) == 1_000_060
+        database.close()
+
+
+def test_a_key_works_while_another_process_holds_the_write_lock(
+    accounts: Accounts, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = accounts.create_key("laptop").secret
+    monkeypatch.setattr("musespark.accounts.database.BUSY_TIMEOUT_MS", 50)
+    with Accounts.open(state_dir) as impatient:
+        raw = sqlite3.connect(state_dir / "musespark.db", isolation_level=None)
+        raw.execute("BEGIN IMMEDIATE")
+        assert impatient.verify(secret).key_id.startswith("key_")
+        raw.execute("ROLLBACK")
+        raw.close()
+
+
+def test_the_cache_has_a_bound(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "CACHE_ENTRIES", 2)
+    secrets = [accounts.create_key(name).secret for name in "abc"]
+    for secret in secrets:
+        accounts.verify(secret)
+    assert [accounts.remembered(secret) is not None for secret in secrets] == [False, True, True]
+
+
+def test_a_lost_pepper_stops_the_start_while_keys_exist(state_dir: Path) -> None:
+    Accounts.open(state_dir).close()
+    (state_dir / "pepper").unlink()
+    with Accounts.open(state_dir) as accounts:  # no keys yet: nothing is lost
+        accounts.create_key("laptop")
+    (state_dir / "pepper").unlink()
+    with pytest.raises(StateError, match=r"pepper is gone, .* restore it from a backup"):
+        Accounts.open(state_dir)
+
+
+def test_a_pepper_of_another_server_stops_the_start(state_dir: Path) -> None:
+    with Accounts.open(state_dir) as accounts:
+        accounts.create_key("laptop")
+    (state_dir / "pepper").write_bytes(b"x" * 32)
+    with pytest.raises(StateError, match="is not the one that the keys"):
+        Accounts.open(state_dir)
+
+
+def test_the_secret_is_nowhere_in_the_state_folder(state_dir: Path) -> None:
+    with Accounts.open(state_dir) as accounts:
+        secret = accounts.create_key("laptop").secret
+        accounts.verify(secret)
+        files = [file.read_bytes() for file in state_dir.iterdir()]
+    files += [file.read_bytes() for file in state_dir.iterdir()]
+    assert not any(secret[12:].encode() in content for content in files)
