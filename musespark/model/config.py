@@ -1,14 +1,13 @@
 """What a network is: the fields of a Hugging Face `config.json` of the `muse_spark` family, checked.
 
-Field names and defaults are those of transformers' `MuseSparkConfig`, so a file written here loads there and the other way
-round. A config is read, never patched: lists such as `layer_types` are filled in once, in `from_dict`, and an explicit list
-in the file wins over the rule. The audio tower of the published release is described, so that its size can be counted, and
-never run: its tensors are skipped at load and audio input is refused.
+Field names and defaults are those of transformers' `MuseSparkConfig`, so a file written here loads there and the other
+way round. A config is read, never patched: lists such as `layer_types` are filled in once, in `from_dict`, and an
+explicit list in the file wins over the rule. The audio tower of the published release is described, so that its size can be
+counted, and never run: its tensors are skipped at load and audio input is refused.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from musespark.errors import ConfigError
+from musespark.model.json_file import read_json_object
 
 LayerType = Literal["full_attention", "sliding_attention"]
 VisionLayerType = Literal["full_attention", "window_attention"]
 MlpLayerType = Literal["sparse", "dense"]
 
+MAX_CONFIG_BYTES = 16 << 20
 LARGEST_DIMENSION = 1 << 24  # far above any published size; keeps shape products inside 64 bits
 
 
@@ -146,13 +147,17 @@ class ModelConfig:
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
+        return cls.from_dict(cls.read(path))
+
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """The parsed file, not checked further. Raises ConfigError."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            return read_json_object(path, MAX_CONFIG_BYTES)
         except FileNotFoundError:
             raise ConfigError(f"{path} does not exist; a checkpoint folder must hold a config.json") from None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"{path} can't be read as JSON: {error}") from None
-        return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `config.json` as transformers' `MuseSparkConfig` reads it.
@@ -181,7 +186,9 @@ class ModelConfig:
             "projector_hidden_act": "gelu",
             "tie_word_embeddings": False,
         }
-        audio = NO_AUDIO_TOWER if self.audio is None else asdict(self.audio) | {"num_hidden_layers": len(self.audio.depths)}
+        audio = (
+            NO_AUDIO_TOWER if self.audio is None else asdict(self.audio) | {"num_hidden_layers": len(self.audio.depths)}
+        )
         data["audio_config"] = {"model_type": "muse_spark_audio", **audio, "out_hidden_size": self.text.hidden_size}
         if self.vision is not None:
             vision = asdict(self.vision)
@@ -208,7 +215,9 @@ def _text_from_dict(data: Mapping[str, Any]) -> TextConfig:
     values = _plain_fields(TextConfig, data, "text_config")
     rope = data.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise ConfigError(f"text_config.rope_parameters.rope_type is {rope['rope_type']!r}; only 'default' is supported")
+        raise ConfigError(
+            f"text_config.rope_parameters.rope_type is {rope['rope_type']!r}; only 'default' is supported"
+        )
     values["rope_theta"] = _number(rope, "rope_theta", 500_000.0, "text_config.rope_parameters")
     n = values.get("num_hidden_layers", TextConfig().num_hidden_layers)
     full = [(n - 1 - i) % 4 == 0 for i in range(n)]  # counted backward from the last layer
@@ -227,12 +236,15 @@ def _text_from_dict(data: Mapping[str, Any]) -> TextConfig:
 def _check_text(c: TextConfig) -> None:
     if c.num_attention_heads % c.num_key_value_heads:
         raise ConfigError(
-            f"num_attention_heads {c.num_attention_heads} is not a multiple of num_key_value_heads {c.num_key_value_heads}"
+            f"num_attention_heads {c.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {c.num_key_value_heads}"
         )
     if c.head_dim % 2:
         raise ConfigError(f"head_dim {c.head_dim} must be even: rotary embedding turns pairs")
     if c.num_experts_per_tok > c.num_local_experts:
-        raise ConfigError(f"num_experts_per_tok {c.num_experts_per_tok} exceeds num_local_experts {c.num_local_experts}")
+        raise ConfigError(
+            f"num_experts_per_tok {c.num_experts_per_tok} exceeds num_local_experts {c.num_local_experts}"
+        )
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if not 0 <= getattr(c, name) < c.vocab_size:
             raise ConfigError(f"{name} {getattr(c, name)} is outside the vocabulary of {c.vocab_size}")
@@ -267,7 +279,9 @@ def _audio_from_dict(data: Mapping[str, Any]) -> AudioConfig | None:
     values: dict[str, Any] = {}
     for name in ("patch_sizes", "hidden_sizes", "depths"):
         value = data.get(name) or getattr(default, name)
-        if not isinstance(value, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value):
+        if not isinstance(value, list | tuple) or any(
+            isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in value
+        ):
             raise ConfigError(f"audio_config.{name} must be a list of integers, not {value!r}")
         values[name] = tuple(value)
     if len({len(value) for value in values.values()}) != 1:

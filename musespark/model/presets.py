@@ -1,7 +1,7 @@
 """Named configurations: `muse-spark-open` as published, `muse-spark-nano` as trained and shipped here.
 
-A preset is a `config.json` written as Python; `musespark inspect NAME` prints what it costs. `toy` is the smallest model with
-every part of the architecture, for tests.
+A preset is a `config.json` written as Python; `musespark inspect NAME` prints what it costs. `toy` is the smallest
+model with every part of the architecture, for tests.
 """
 
 from __future__ import annotations
