@@ -13,6 +13,7 @@
     ├── MethodNotAllowed               405 method_not_allowed
     ├── Overloaded                     429 server_overloaded        (carries retry_after_ms)
     ├── ShuttingDown                   503 shutting_down
+    ├── ModelLoading                   503 model_loading            (carries retry_after_ms)
     ├── EngineFailed                   500 engine_failed
     └── SetupError                     the command line prints it and exits with 2
         ├── ConfigError                    invalid_config
@@ -97,6 +98,15 @@ class Overloaded(MuseSparkError):
 class ShuttingDown(MuseSparkError):
     code = "shutting_down"
     status = 503
+
+
+class ModelLoading(MuseSparkError):
+    code = "model_loading"
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class EngineFailed(MuseSparkError):
