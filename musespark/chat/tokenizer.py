@@ -157,13 +157,13 @@ class Tokenizer:
             self._bytes[i] = bytes(_BYTE_OF_CHARACTER[character] for character in name)
         for token in ordinary:
             self._bytes[token["id"]] = token["content"].encode()
-        self.stop_token_ids = frozenset({self.special("<|eot|>"), self.special("<|end_of_text|>")})
 
     def _check(self) -> None:
         """What the house relies on: the names, every byte, text back unchanged, no way in for control ids."""
         missing = [name for name in REQUIRED_TOKENS if name not in self._specials]
         if missing:
             raise CheckpointError(f"{self._source} lacks the special tokens {', '.join(missing)}")
+        self.stop_token_ids = frozenset({self.special("<|eot|>"), self.special("<|end_of_text|>")})
         absent = set(_BYTE_OF_CHARACTER.values()) - {b[0] for b in self._bytes if len(b) == 1}
         if absent:
             raise CheckpointError(f"{self._source} has no token for {len(absent)} of the 256 bytes")
