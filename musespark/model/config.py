@@ -2,8 +2,8 @@
 
 Field names and defaults are those of transformers' `MuseSparkConfig`, so a file written here loads there and the other
 way round. A config is read, never patched: lists such as `layer_types` are filled in once, in `from_dict`, and an
-explicit list in the file wins over the rule. The audio tower of the published release is described, so that its size can be
-counted, and never run: its tensors are skipped at load and audio input is refused.
+explicit list in the file wins over the rule. The audio tower of the published release is described, so that its size
+can be counted, and never run: its tensors are skipped at load and audio input is refused.
 """
 
 from __future__ import annotations
