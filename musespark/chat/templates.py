@@ -1,8 +1,8 @@
 """Messages to token ids, in the chat format of Muse Spark ("ATEM").
 
 A prompt is `<|begin_of_text|>`, then messages `<|start|>HEADER<|message|>BODY END`, then `<|start|>assistant`, after
-which the model writes its own header. END is `<|eot|>`, or `<|eom|>` where the same speaker goes on. Only what this file
-writes becomes a control token; headers and bodies are encoded as text, each run between two control tokens as one
+which the model writes its own header. END is `<|eot|>`, or `<|eom|>` where the same speaker goes on. Only what this
+file writes becomes a control token; headers and bodies are encoded as text, each run between two control tokens as one
 string. This renderer stands in for the template file of a published checkpoint; training renders with it too.
 """
 
