@@ -1,0 +1,316 @@
+"""The engine: requests in, events out, one `step()` at a time. Single-threaded; service.py gives it a thread.
+
+A step computes one batch: `schedule -> forward -> sample -> append -> finish`. What a request does wrong, or what
+goes wrong with it alone (its image, its output), ends that request. If the runner itself raises, every running
+request ends with EngineFailed, all cached pages are forgotten, and a probe of one token decides whether the engine
+goes on with those that wait or reports that it isn't ready. Every submitted request gets exactly one last event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from musespark.engine.admission import Pace, check_length, check_request, context_length
+from musespark.engine.batch import build_batch, images_in, probe_batch
+from musespark.engine.features import ImageFeatures
+from musespark.engine.kv_cache import KVCache
+from musespark.engine.prefix import page_content
+from musespark.engine.request import (
+    FailedEvent,
+    FinishEvent,
+    FinishReason,
+    Request,
+    SampledToken,
+    StepEvent,
+    TokenEvent,
+    UsageEvent,
+)
+from musespark.engine.runner import Float32, Runner
+from musespark.engine.sampler import Sampler, SamplingState
+from musespark.engine.scheduler import Chunk, Scheduler
+from musespark.engine.sequence import RequestState, Sequence
+from musespark.engine.stats import Counters, EngineStats
+from musespark.errors import EngineFailed, InvalidRequest, MuseSparkError, Overloaded
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Continuous batching over one runner, which the engine closes at the end.
+
+    `max_batch_tokens` bounds a step, `max_running` the choices in the batch, `max_waiting` the requests that wait.
+    `suppressed_token_ids` can never be sampled (image rows, padding, reserved ids). `image_cache_bytes` bounds the
+    encoded images that are kept. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        max_batch_tokens: int = 512,
+        max_running: int = 16,
+        max_waiting: int = 64,
+        suppressed_token_ids: Iterable[int] = (),
+        image_cache_bytes: int = 64 << 20,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.ready = True
+        self._runner = runner
+        self._config = runner.config
+        self._cache = KVCache(runner.config.text, runner.num_full_pages, runner.num_sliding_pages)
+        self._scheduler = Scheduler(self._cache, max_batch_tokens=max_batch_tokens, max_running=max_running)
+        self._features = ImageFeatures(runner, image_cache_bytes)
+        suppressed = set(suppressed_token_ids)
+        if runner.config.vision is not None:
+            suppressed.add(runner.config.image_token_id)
+        self._sampler = Sampler(suppressed)
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._states: dict[str, RequestState] = {}
+        self._events: list[StepEvent] = []
+        self._counters = Counters()
+        self._arrivals = 0
+        self._pace = Pace()
+
+    # What callers use
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._states)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and completion together, that a request may have."""
+        return context_length(self._config, self._cache)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request, or raise InvalidRequest, ContextTooLong, Overloaded or EngineFailed."""
+        if not self.ready:
+            raise EngineFailed("the engine stopped after an internal error; restart the server")
+        if request.id in self._states:
+            raise InvalidRequest(f"a request with the id {request.id!r} is running already")
+        check_request(request, self._config)
+        check_length(request, self._config, self._cache)
+        if self._scheduler.num_waiting_requests >= self._max_waiting:
+            self._counters.overloaded += 1
+            raise Overloaded(
+                f"{self._max_waiting} requests are waiting already, which is the limit; try again later",
+                retry_after_ms=self._pace.retry_after_ms(self._max_waiting),
+            )
+        state = RequestState(request, self._clock())
+        self._arrivals += 1
+        for index in range(request.n):
+            self._scheduler.add(self._new_sequence(state, index))
+        self._states[request.id] = state
+        self._counters.prompt_tokens += len(request.prompt)
+
+    def step(self) -> list[StepEvent]:
+        """Compute one batch; what is new, in order for each choice. Never raises: a failure is an event."""
+        try:
+            chunks = self._scheduler.schedule()
+            logits = self._forward(chunks)
+            tokens = self._sampler.sample(logits, [chunk.sequence.sampling for chunk in chunks if chunk.samples])
+            self._append(chunks, tokens)
+            self._finish(chunks)
+        except Exception as error:
+            self._recover(error)
+        return self._take_events()
+
+    def cancel(self, request_id: str) -> list[StepEvent]:
+        """End a request in whatever state; its pages are free at once. An unknown or ended one gives no events."""
+        state = self._states.get(request_id)
+        if state is not None:
+            for sequence in list(state.unfinished):
+                self._end(sequence, "cancelled")
+        return self._take_events()
+
+    def fail_all(self, error: MuseSparkError) -> list[StepEvent]:
+        """End every request with `error`."""
+        for state in list(self._states.values()):
+            self._fail(state, error)
+        return self._take_events()
+
+    def check_integrity(self) -> None:
+        """Raise EngineFailed unless every page and every sequence is accounted for."""
+        scheduled = self._scheduler.waiting + self._scheduler.running
+        self._cache.check_integrity(sequence.table for sequence in scheduled)
+        unfinished = [sequence for state in self._states.values() for sequence in state.unfinished]
+        if len(scheduled) != len(unfinished) or set(scheduled) != set(unfinished):
+            raise EngineFailed(f"{len(scheduled)} sequences are scheduled, {len(unfinished)} are unfinished")
+        if any(sequence.table.full or sequence.table.sliding for sequence in self._scheduler.waiting):
+            raise EngineFailed("a waiting sequence holds pages")
+
+    def stats(self) -> EngineStats:
+        return self._counters.snapshot(
+            ready=self.ready,
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            full_pages=self._cache.full.counts,
+            sliding_pages=self._cache.sliding.counts,
+            image_features_bytes=self._features.size_bytes,
+            num_images_encoded_total=self._features.num_encoded,
+            num_preemptions_total=self._scheduler.num_preemptions,
+        )
+
+    def close(self) -> None:
+        self._runner.close()
+
+    # The parts of submit and step
+
+    def _new_sequence(self, state: RequestState, index: int) -> Sequence:
+        request = state.request
+        tokens = list(request.prompt)
+        sequence = Sequence(
+            state=state,
+            index=index,
+            order=(request.priority, self._arrivals, index),
+            tokens=tokens,
+            output=request.make_output(index),
+            sampling=SamplingState(request.sampling, index, tokens, self._config.text.vocab_size),
+            table=self._cache.new_table(request.salt, functools.partial(page_content, request, tokens)),
+        )
+        state.unfinished.append(sequence)
+        state.outputs.append(sequence.output)
+        return sequence
+
+    def _forward(self, chunks: list[Chunk]) -> Float32:
+        """Logits (R, V) of the chunks that sample. A request whose image can't be encoded fails and leaves `chunks`."""
+        features: dict[tuple[str, int], Float32] = {}
+        for chunk in list(chunks):
+            state = chunk.sequence.state
+            try:
+                for image, _, _ in images_in(chunk):
+                    features[state.request.id, image] = self._features.get(state.request, image)
+            except Exception as error:
+                log.exception("an image of request %r can't be encoded", state.request.id)
+                self._fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
+        chunks[:] = [chunk for chunk in chunks if chunk.sequence.state.request.id in self._states]
+        if not chunks:
+            return np.empty((0, self._config.text.vocab_size), dtype=np.float32)
+        hidden_size = self._config.text.hidden_size
+        batch = build_batch(chunks, lambda request, image: features[request.id, image], hidden_size)
+        logits = self._runner.forward(batch)
+        expected = (len(batch.logit_rows), self._config.text.vocab_size)
+        if logits.shape != expected:
+            raise EngineFailed(f"the runner returned logits {logits.shape}, expected {expected}")
+        self._counters.steps += 1
+        return logits
+
+    def _append(self, chunks: list[Chunk], tokens: list[SampledToken | None]) -> None:
+        """Record what was computed, and give each choice its new token."""
+        sampled = iter(tokens)
+        for chunk in chunks:
+            sequence, samples = chunk.sequence, chunk.samples
+            token = next(sampled) if samples else None
+            if sequence.request.id not in self._states:
+                continue  # another choice of the same request failed just now
+            if samples and token is None:
+                self._cache.forget()  # whatever made the logits so may be in a shared page
+                self._fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
+                continue
+            sequence.num_computed = chunk.end
+            self._cache.commit(sequence.table, chunk.end)
+            if chunk.end >= len(sequence.request.prompt):
+                sequence.state.prompt_computed = True
+            if token is not None:
+                self._push(sequence, token)
+
+    def _push(self, sequence: Sequence, token: SampledToken) -> None:
+        state, params = sequence.state, sequence.request.sampling
+        sequence.tokens.append(token.id)
+        sequence.sampling.count(token.id)
+        self._counters.generated_tokens += 1
+        state.completion_tokens += 1
+        if state.completion_tokens == 1:
+            self._counters.first_token(self._clock() - state.submitted_s)
+        if token.id in params.stop_token_ids and not params.ignore_eos:
+            sequence.finish_reason = "stop"
+            return
+        with self._failing_alone(state):
+            sequence.finish_reason = sequence.output.push(token)
+            self._emit_deltas(sequence)
+        if sequence.finish_reason is None and sequence.num_generated >= params.max_tokens:
+            sequence.finish_reason = "length"
+
+    def _finish(self, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            if chunk.sequence.finish_reason is not None and chunk.sequence in chunk.sequence.state.unfinished:
+                self._end(chunk.sequence, chunk.sequence.finish_reason)
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """The last events of one choice, and of the request after its last choice."""
+        state = sequence.state
+        self._scheduler.remove(sequence)
+        state.unfinished.remove(sequence)
+        with self._failing_alone(state):
+            sequence.output.finish()
+            self._emit_deltas(sequence)
+            self._events.append(FinishEvent(state.request.id, sequence.index, reason))
+            self._counters.finished[reason] += 1
+            if not state.unfinished:
+                self._events.append(UsageEvent(state.request.id, state.usage()))
+                self._forget_request(state)
+
+    def _fail(self, state: RequestState, error: MuseSparkError) -> None:
+        """The last event of a request that can't go on."""
+        for sequence in state.unfinished:
+            self._scheduler.remove(sequence)
+        state.unfinished.clear()
+        self._events.append(FailedEvent(state.request.id, error, state.usage()))
+        self._counters.failed += 1
+        self._forget_request(state)
+
+    def _forget_request(self, state: RequestState) -> None:
+        del self._states[state.request.id]
+        self._pace.request_ended(self._clock())
+        if not self._states:
+            self._pace.idle()
+
+    @contextlib.contextmanager
+    def _failing_alone(self, state: RequestState) -> Iterator[None]:
+        """Whatever an output raises ends its own request only."""
+        try:
+            yield
+        except Exception as error:
+            log.exception("the output of request %r failed", state.request.id)
+            self._fail(state, EngineFailed(f"the answer could not be read ({type(error).__name__})"))
+
+    def _emit_deltas(self, sequence: Sequence) -> None:
+        deltas = sequence.output.take()
+        if deltas:
+            self._events.append(TokenEvent(sequence.request.id, sequence.index, tuple(deltas)))
+
+    def _take_events(self) -> list[StepEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _recover(self, error: Exception) -> None:
+        """After a failure of the runner: nothing that it computed is trusted, and what runs has lost its place."""
+        log.error("a step failed; its requests end", exc_info=error)
+        failure = EngineFailed(f"the engine failed while computing this request ({type(error).__name__}); try again")
+        for state in {sequence.state for sequence in self._scheduler.running}:
+            self._fail(state, failure)
+        self._cache.forget()
+        try:
+            self._probe()
+        except Exception:
+            log.exception("the runner still fails; the engine stops")
+            self.ready = False
+            for state in list(self._states.values()):
+                self._fail(state, EngineFailed("the engine stopped after an internal error"))
+
+    def _probe(self) -> None:
+        """Compute one token. Nothing runs, so there are pages for it."""
+        text = self._config.text
+        table = self._cache.new_table(b"", lambda page: b"")
+        self._cache.extend(table, 1)
+        try:
+            self._runner.forward(probe_batch(text.bos_token_id, table, text.hidden_size))
+        finally:
+            self._cache.release(table)

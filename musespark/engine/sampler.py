@@ -1,0 +1,141 @@
+"""Choosing tokens from logits.
+
+Order: suppressed tokens are removed; then penalties, then `logit_bias`; `temperature`; `top_k`; `top_p` of what is
+left; `min_p` relative to the most likely token; one uniform number picks. `temperature` 0 takes the largest after
+penalties and bias. Ties go to the lowest id. `frequency_penalty` and `presence_penalty` look at generated tokens,
+`repetition_penalty` at prompt and generated tokens, as in vLLM.
+
+Reported logprobs are those of the model: before penalties, bias, temperature and filters, over all tokens except the
+suppressed ones, which do not exist for a client.
+
+Nothing here looks at two rows at once except the argmax, so a token never depends on its neighbours in the batch. The
+arithmetic is float64. tests/engine/reference_sampler.py says the same in the obvious slow way.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from musespark.engine.request import SEED_BITS, SampledToken, SamplingParams
+from musespark.engine.runner import Float32
+
+Float64 = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.intp]
+
+
+class SamplingState:
+    """What sampling remembers of one choice: its random numbers and which tokens it has seen.
+
+    Each choice has its own Philox generator keyed by (seed, index), and takes exactly one number per sampled token.
+    """
+
+    def __init__(self, params: SamplingParams, index: int, prompt: Sequence[int], vocab_size: int) -> None:
+        self.params = params
+        seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed % (1 << SEED_BITS)
+        self.generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+        self.counts: npt.NDArray[np.int64] | None = None  # (V,) how often each token was generated
+        self.seen: npt.NDArray[np.bool_] | None = None  # (V,) whether it is in the prompt or was generated
+        if params.penalises:
+            self.counts = np.zeros(vocab_size, dtype=np.int64)
+            self.seen = np.zeros(vocab_size, dtype=np.bool_)
+            self.seen[list(prompt)] = True
+
+    def count(self, token: int) -> None:
+        """A token was generated."""
+        if self.counts is not None and self.seen is not None:
+            self.counts[token] += 1
+            self.seen[token] = True
+
+
+class Sampler:
+    """Samples for a whole batch. `suppressed` ids are never sampled, whatever a request asks for."""
+
+    def __init__(self, suppressed: Iterable[int]) -> None:
+        self._suppressed = np.array(sorted(suppressed), dtype=np.intp)
+
+    def sample(self, logits: Float32, states: Sequence[SamplingState]) -> list[SampledToken | None]:
+        """One token for each row of `logits` (R, V), which is changed; None where the logits are not numbers."""
+        logits[:, self._suppressed] = -np.inf
+        greedy = logits.argmax(axis=1)  # the lowest id of equals; a NaN wins, and is caught in the next line
+        sane = np.isfinite(logits[np.arange(len(states)), greedy])
+        tokens: list[SampledToken | None] = []
+        for row, state in enumerate(states):
+            if not sane[row]:
+                tokens.append(None)
+                continue
+            params = state.params
+            if params.temperature == 0.0 and not params.changes_logits:
+                token = int(greedy[row])
+            else:
+                token = choose(logits[row].astype(np.float64), state)
+            tokens.append(with_logprobs(token, logits[row], params.logprobs))
+        return tokens
+
+
+def choose(logits: Float64, state: SamplingState) -> int:
+    """One token from `logits` (V,), which is changed."""
+    params = state.params
+    if state.counts is not None and state.seen is not None:
+        penalise(logits, params, state.counts, state.seen)
+    if params.logit_bias:
+        logits[list(params.logit_bias)] += list(params.logit_bias.values())
+    if params.temperature == 0.0:
+        return int(logits.argmax())
+    with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
+        weights = np.exp((logits - logits.max()) / params.temperature)  # 1.0 for the most likely
+    kept = np.flatnonzero(weights)
+    if 0 < params.top_k < len(kept):
+        kept = kept[largest(weights[kept], params.top_k)]
+    if params.top_p < 1.0:
+        kept = kept[nucleus(weights[kept], params.top_p)]
+    kept = np.sort(kept[weights[kept] >= params.min_p])
+    cumulative = np.cumsum(weights[kept])
+    at = np.searchsorted(cumulative, state.generator.random() * cumulative[-1], side="right")
+    return int(kept[min(at, len(kept) - 1)])  # the product may round up to the sum itself
+
+
+def penalise(
+    logits: Float64, params: SamplingParams, counts: npt.NDArray[np.int64], seen: npt.NDArray[np.bool_]
+) -> None:
+    """Lower the logits (V,) of tokens that appeared before, in place."""
+    values = logits[seen]
+    penalty = params.repetition_penalty
+    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    logits -= params.frequency_penalty * counts
+    logits -= params.presence_penalty * (counts > 0)
+
+
+def largest(values: npt.NDArray[np.floating], count: int) -> Ids:
+    """Indices of the `count` largest values, largest first, the lowest index of equals first."""
+    if count < len(values):
+        threshold = np.partition(values, len(values) - count)[len(values) - count]
+        candidates = np.flatnonzero(values >= threshold)
+    else:
+        candidates = np.arange(len(values))
+    return candidates[np.argsort(-values[candidates], kind="stable")][:count]
+
+
+def nucleus(weights: Float64, top_p: float) -> Ids:
+    """Indices of the fewest, most likely entries whose share of the sum reaches `top_p`; at least one."""
+    total = weights.sum()
+    # Entries this small add up to less than (1 - top_p) / 2 of the sum, so the nucleus is complete without them.
+    # Sorting what is left takes microseconds where sorting a vocabulary takes milliseconds.
+    candidates = np.flatnonzero(weights >= 0.5 * (1.0 - top_p) * total / len(weights))
+    order = candidates[np.argsort(-weights[candidates], kind="stable")]
+    enough = np.searchsorted(np.cumsum(weights[order]), top_p * total, side="left")
+    return order[: enough + 1]
+
+
+def with_logprobs(token: int, logits: Float32, num_top: int | None) -> SampledToken:
+    """The token with its log-probability and that of the `num_top` most likely; without any if that is None."""
+    if num_top is None:
+        return SampledToken(token)
+    values = logits.astype(np.float64)
+    peak = values.max()
+    values -= peak + np.log(np.exp(values - peak).sum())
+    best = [i for i in largest(values, num_top) if np.isfinite(values[i])] if num_top else []
+    return SampledToken(token, float(values[token]), tuple((int(i), float(values[i])) for i in best))

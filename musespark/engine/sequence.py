@@ -1,0 +1,65 @@
+"""What changes while a request runs: `RequestState`, and for each of its `n` choices a `Sequence`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from musespark.engine.kv_cache import BlockTable
+from musespark.engine.request import FinishReason, Output, Request, Usage
+from musespark.engine.sampler import SamplingState
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice: its tokens, how many of them are in the KV cache, and where."""
+
+    state: RequestState
+    index: int
+    order: tuple[int, int, int]  # (priority, arrival, index): what goes first; the last is preempted first
+    tokens: list[int]  # the prompt, then what was generated
+    output: Output
+    sampling: SamplingState
+    table: BlockTable
+    num_computed: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def request(self) -> Request:
+        return self.state.request
+
+    @property
+    def num_uncomputed(self) -> int:
+        """At least 1: the newest token is computed in the step after it was sampled."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def may_start(self) -> bool:
+        """The other choices wait until the first has computed the prompt, and then share its pages."""
+        return self.index == 0 or self.state.prompt_computed
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """One request between submit and its last event."""
+
+    request: Request
+    submitted_s: float
+    unfinished: list[Sequence] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    started: bool = False
+    prompt_computed: bool = False
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.request.prompt),
+            cached_tokens=self.cached_tokens,
+            image_tokens=self.request.image_tokens,
+            completion_tokens=self.completion_tokens,
+            reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
+        )
