@@ -67,15 +67,23 @@ class Attention(nn.Module):
         self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
     ) -> Tensor:
         """hidden (B, T, D) -> (B, T, D). rotary: cos and sin (B or 1, 1, T, d/2)."""
+        q, k, v = self.project(hidden, rotary)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        return self.combine(hidden, q, k, v, plan)
+
+    def project(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, H, T, d), k and v (B, K, T, d), ready to attend and to keep."""
         q, k, v = (self._heads(proj(hidden)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         dtype = v.dtype
         q = rms_norm(q, self.eps) * self.qk_scale_factor
         k = rms_norm(k, self.eps)
         if self.uses_rope:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
-        q, k = q.to(dtype), k.to(dtype)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
+        return q.to(dtype), k.to(dtype), v
+
+    def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
+        """Attend with q to all the keys k and values v that `plan` speaks of, then gate and project: (B, T, D)."""
         out = attend(q, k, v, plan, self.head_dim**-0.5).transpose(1, 2)  # (B, T, H, d)
         out = rms_norm(out, self.eps).flatten(2) * torch.sigmoid(self.gate_proj(hidden).float())
         return self.o_proj(out)
@@ -102,7 +110,10 @@ class DecoderLayer(nn.Module):
     def forward(
         self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
     ) -> tuple[Tensor, Routing | None]:
-        branch = self.self_attn(self.input_layernorm(hidden), rotary, plan, cache)
+        return self.join(hidden, self.self_attn(self.input_layernorm(hidden), rotary, plan, cache))
+
+    def join(self, hidden: Tensor, branch: Tensor) -> tuple[Tensor, Routing | None]:
+        """The layer from the output of its attention, `branch`, on. Both (B, T, D)."""
         # The norm after attention has no weight, hence no tensor in a checkpoint.
         hidden = self.post_attention_residual_gate(hidden, rms_norm(branch, self.post_norm_eps))
         branch, routing = self.mlp(self.pre_feedforward_layernorm(hidden))
@@ -122,6 +133,12 @@ class TextModel(nn.Module):
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids (B, T) int64 -> (B, T, D) float32, each row of unit mean square."""
         return rms_norm(self.embed_tokens(token_ids), self.config.rms_norm_eps)
+
+    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin (B or 1, 1, T, d/2) float32 for positions (B or 1, T)."""
+        frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta, positions.device)
+        angles = (positions[..., None].float() * frequencies)[:, None]
+        return angles.cos(), angles.sin()
 
     def forward(
         self,
@@ -143,9 +160,7 @@ class TextModel(nn.Module):
         num_past = 0 if cache is None else cache.num_tokens
         if positions is None:
             positions = torch.arange(num_past, num_past + num_tokens, device=hidden.device)[None]
-        frequencies = rotary_frequencies(config.head_dim, config.rope_theta, hidden.device)
-        angles = (positions[..., None].float() * frequencies)[:, None]  # (B or 1, 1, T, d/2)
-        rotary = angles.cos(), angles.sin()
+        rotary = self.rotary(positions)
         windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         plans = {
             kind: plan_attention(num_tokens, num_past, windows[kind], segments, hidden.device)
