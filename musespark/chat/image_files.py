@@ -44,7 +44,7 @@ def read_header(data: bytes) -> ImageHeader:
     elif data.startswith(b"\xff\xd8\xff"):
         header = _jpeg_header(data)
     elif data[:6] in (b"GIF87a", b"GIF89a"):
-        header = ImageHeader("GIF", int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little"))
+        header = _gif_header(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         header = _webp_header(data)
     else:
@@ -67,10 +67,13 @@ def _png_header(data: bytes) -> ImageHeader:
     if data[12:16] != b"IHDR" or len(data) < 33:
         raise InvalidImage("the PNG file is damaged: it does not start with a header chunk")
     at = len(_PNG_SIGNATURE)
-    num_chunks = 0
-    while at < len(data):
+    num_chunks = num_profiles = 0
+    while at < len(data) and (name := data[at + 4 : at + 8]) != b"IEND":
         num_chunks += 1
         _check_blocks(num_chunks)
+        num_profiles += name == b"iCCP"
+        if num_profiles > 1:  # each would be inflated, by up to 1 MB
+            raise InvalidImage("the PNG file is damaged: it has two colour profiles")
         at += 12 + int.from_bytes(data[at : at + 4], "big")
     return ImageHeader("PNG", int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"))
 
@@ -96,6 +99,30 @@ def _jpeg_header(data: bytes) -> ImageHeader:
     if size is None:
         raise InvalidImage("the JPEG file is damaged: it has no frame header")
     return ImageHeader("JPEG", *size)
+
+
+def _gif_header(data: bytes) -> ImageHeader:
+    """The canvas, grown to hold the first frame, as Pillow does."""
+    if len(data) < 13:
+        raise InvalidImage("the GIF file is damaged: its header is incomplete")
+    at = 13
+    if data[10] & 0x80:
+        at += 3 << (data[10] & 7) + 1  # the global colour table
+    num_blocks = 0
+    while data[at : at + 1] == b"!":  # an extension: blocks up to an empty one
+        at += 2
+        while num_blocks <= MAX_BLOCKS and at < len(data) and data[at]:
+            num_blocks += 1
+            at += 1 + data[at]
+        at += 1
+        num_blocks += 1
+        _check_blocks(num_blocks)
+    frame = data[at:].lstrip(b"\0")[:9]
+    if len(frame) < 9 or frame[:1] != b",":
+        raise InvalidImage("the GIF file is damaged: it has no frame")
+    left, top, width, height = (int.from_bytes(frame[i : i + 2], "little") for i in (1, 3, 5, 7))
+    screen = int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
+    return ImageHeader("GIF", max(screen[0], left + width), max(screen[1], top + height))
 
 
 def _webp_header(data: bytes) -> ImageHeader:

@@ -96,7 +96,7 @@ def load_image(data: bytes) -> PatchedImage:
     header = read_header(data)
     try:
         with Image.open(io.BytesIO(data), formats=[header.format]) as opened:
-            check_size(*opened.size)  # a GIF's frame may be larger than its header says
+            check_size(*opened.size)  # a damaged file may say two sizes
             opened.load()
             image = _turn_upright(_to_rgb(opened), _orientation(opened))
     except InvalidImage:

@@ -2,7 +2,7 @@
 
 The stream starts right after the prompt's `<|start|>assistant` and holds messages ` to=RECIPIENT<|message|>BODY END`.
 Only control tokens structure it, by id: the text `<|eot|>` is text. Text is given out as soon as it can't be part of a
-header, so however an output is cut into tokens, its deltas join to the same strings. Bodies to tools come out as content.
+header, so however an output is cut into tokens, its deltas join to the same strings. A body to a tool is content here.
 """
 
 from __future__ import annotations
