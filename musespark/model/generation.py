@@ -10,6 +10,7 @@ from typing import Any
 
 from musespark.errors import CheckpointError
 from musespark.model.config import ModelConfig
+from musespark.model.config_fields import LARGEST_SIZE
 from musespark.model.json_file import read_json_object, show
 
 MAX_GENERATION_BYTES = 1 << 20
@@ -35,15 +36,13 @@ class GenerationDefaults:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], config: ModelConfig) -> GenerationDefaults:
-        """Check the parsed file against the vocabulary of `config`. Raises CheckpointError naming the field."""
-        eos = data.get("eos_token_id", config.text.eos_token_id)
+        """Check the parsed file; a field that is missing or null has its default. Raises CheckpointError naming it."""
+        given = {name: value for name, value in data.items() if value is not None}
+        eos = given.get("eos_token_id", config.text.eos_token_id)
         eos = eos if isinstance(eos, list) else [eos]
-        vocab_size = config.text.vocab_size
-        if not eos or not all(type(token) is int and 0 <= token < vocab_size for token in eos):
-            raise CheckpointError(
-                f"generation_config.json: eos_token_id is {show(eos)}; ids are from 0 to {vocab_size - 1:,}"
-            )
-        temperature, top_p = data.get("temperature", 1.0), data.get("top_p", 1.0)
+        if not eos or not all(type(token) is int and 0 <= token <= LARGEST_SIZE for token in eos):
+            raise CheckpointError(f"generation_config.json: eos_token_id is {show(eos)}; it must hold token ids")
+        temperature, top_p = given.get("temperature", 1.0), given.get("top_p", 1.0)
         if not _is_number(temperature) or not 0 <= temperature <= 2:
             raise CheckpointError(f"generation_config.json: temperature is {show(temperature)}; it must be from 0 to 2")
         if not _is_number(top_p) or not 0 < top_p <= 1:

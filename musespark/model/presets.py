@@ -18,7 +18,7 @@ NANO_IMAGE_TOKEN_ID = 10
 PRESETS: dict[str, dict[str, Any]] = {
     "muse-spark-open": {
         "model_type": "muse_spark",
-        "text_config": {},
+        "text_config": {"pad_token_id": 200_018},
         "vision_config": {},
         "audio_config": {},
     },
