@@ -9,7 +9,6 @@ goes on with those that wait or reports that it isn't ready. Every submitted req
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,6 @@ from musespark.engine.admission import Pace, check_length, check_request, contex
 from musespark.engine.batch import build_batch, images_in, probe_batch
 from musespark.engine.features import ImageFeatures
 from musespark.engine.kv_cache import KVCache
-from musespark.engine.prefix import page_content
 from musespark.engine.request import (
     FailedEvent,
     FinishEvent,
@@ -32,9 +30,9 @@ from musespark.engine.request import (
     UsageEvent,
 )
 from musespark.engine.runner import Float32, Runner
-from musespark.engine.sampler import Sampler, SamplingState
+from musespark.engine.sampler import Sampler
 from musespark.engine.scheduler import Chunk, Scheduler
-from musespark.engine.sequence import RequestState, Sequence
+from musespark.engine.sequence import RequestState, Sequence, new_sequence
 from musespark.engine.stats import Counters, EngineStats
 from musespark.errors import EngineFailed, InvalidRequest, MuseSparkError, Overloaded
 
@@ -67,9 +65,11 @@ class Engine:
         self._scheduler = Scheduler(self._cache, max_batch_tokens=max_batch_tokens, max_running=max_running)
         self._features = ImageFeatures(runner, image_cache_bytes)
         suppressed = set(suppressed_token_ids)
-        if runner.config.vision is not None:
-            suppressed.add(runner.config.image_token_id)
+        image_token_id = runner.config.image_token_id
+        if runner.config.vision is not None and image_token_id < runner.config.text.vocab_size:
+            suppressed.add(image_token_id)
         self._sampler = Sampler(suppressed)
+        self._max_running = max_running
         self._max_waiting = max_waiting
         self._clock = clock
         self._states: dict[str, RequestState] = {}
@@ -97,21 +97,18 @@ class Engine:
             raise InvalidRequest(f"a request with the id {request.id!r} is running already")
         check_request(request, self._config)
         check_length(request, self._config, self._cache)
-        if self._scheduler.num_waiting_requests >= self._max_waiting:
-            self._counters.overloaded += 1
-            raise Overloaded(
-                f"{self._max_waiting} requests are waiting already, which is the limit; try again later",
-                retry_after_ms=self._pace.retry_after_ms(self._max_waiting),
-            )
+        self._check_queue()
         state = RequestState(request, self._clock())
         self._arrivals += 1
+        vocab_size = self._config.text.vocab_size
         for index in range(request.n):
-            self._scheduler.add(self._new_sequence(state, index))
+            state.unfinished.append(new_sequence(state, index, self._arrivals, self._cache, vocab_size))
+        for sequence in state.unfinished:
+            self._scheduler.add(sequence)
         self._states[request.id] = state
-        self._counters.prompt_tokens += len(request.prompt)
 
     def step(self) -> list[StepEvent]:
-        """Compute one batch; what is new, in order for each choice. Never raises: a failure is an event."""
+        """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""
         try:
             chunks = self._scheduler.schedule()
             logits = self._forward(chunks)
@@ -126,14 +123,14 @@ class Engine:
         """End a request in whatever state; its pages are free at once. An unknown or ended one gives no events."""
         state = self._states.get(request_id)
         if state is not None:
-            for sequence in list(state.unfinished):
-                self._end(sequence, "cancelled")
+            while state.unfinished:
+                self._end(state.unfinished[0], "cancelled")
         return self._take_events()
 
-    def fail_all(self, error: MuseSparkError) -> list[StepEvent]:
-        """End every request with `error`."""
-        for state in list(self._states.values()):
-            self._fail(state, error)
+    def fail(self, request_id: str, error: MuseSparkError) -> list[StepEvent]:
+        """End a request with `error`."""
+        if request_id in self._states:
+            self._fail(self._states[request_id], error)
         return self._take_events()
 
     def check_integrity(self) -> None:
@@ -163,34 +160,31 @@ class Engine:
 
     # The parts of submit and step
 
-    def _new_sequence(self, state: RequestState, index: int) -> Sequence:
-        request = state.request
-        tokens = list(request.prompt)
-        sequence = Sequence(
-            state=state,
-            index=index,
-            order=(request.priority, self._arrivals, index),
-            tokens=tokens,
-            output=request.make_output(index),
-            sampling=SamplingState(request.sampling, index, tokens, self._config.text.vocab_size),
-            table=self._cache.new_table(request.salt, functools.partial(page_content, request, tokens)),
+    def _check_queue(self) -> None:
+        """Raise Overloaded if as many requests wait as may, those apart that could start in the next step."""
+        free = self._max_running - len(self._scheduler.running)
+        if self._scheduler.num_waiting_requests < self._max_waiting + free:
+            return
+        self._counters.overloaded += 1
+        raise Overloaded(
+            f"{self._max_waiting} requests are waiting already, which is the limit; try again later",
+            retry_after_ms=self._pace.retry_after_ms(self._max_waiting),
         )
-        state.unfinished.append(sequence)
-        state.outputs.append(sequence.output)
-        return sequence
 
     def _forward(self, chunks: list[Chunk]) -> Float32:
         """Logits (R, V) of the chunks that sample. A request whose image can't be encoded fails and leaves `chunks`."""
         features: dict[tuple[str, int], Float32] = {}
         for chunk in list(chunks):
             state = chunk.sequence.state
+            if state.request.id not in self._states:
+                continue  # another choice of the same request failed just now
             try:
                 for image, _, _ in images_in(chunk):
                     features[state.request.id, image] = self._features.get(state.request, image)
             except Exception as error:
                 log.exception("an image of request %r can't be encoded", state.request.id)
                 self._fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
-        chunks[:] = [chunk for chunk in chunks if chunk.sequence.state.request.id in self._states]
+        chunks[:] = [chunk for chunk in chunks if chunk.sequence.request.id in self._states]
         if not chunks:
             return np.empty((0, self._config.text.vocab_size), dtype=np.float32)
         hidden_size = self._config.text.hidden_size
@@ -268,6 +262,8 @@ class Engine:
 
     def _forget_request(self, state: RequestState) -> None:
         del self._states[state.request.id]
+        self._counters.prompt_tokens += len(state.request.prompt)
+        self._counters.cached_tokens += state.cached_tokens
         self._pace.request_ended(self._clock())
         if not self._states:
             self._pace.idle()
@@ -293,9 +289,8 @@ class Engine:
     def _recover(self, error: Exception) -> None:
         """After a failure of the runner: nothing that it computed is trusted, and what runs has lost its place."""
         log.error("a step failed; its requests end", exc_info=error)
-        failure = EngineFailed(f"the engine failed while computing this request ({type(error).__name__}); try again")
         for state in {sequence.state for sequence in self._scheduler.running}:
-            self._fail(state, failure)
+            self._fail(state, EngineFailed(f"the engine failed in this request ({type(error).__name__}); try again"))
         self._cache.forget()
         try:
             self._probe()
@@ -311,6 +306,6 @@ class Engine:
         table = self._cache.new_table(b"", lambda page: b"")
         self._cache.extend(table, 1)
         try:
-            self._runner.forward(probe_batch(text.bos_token_id, table, text.hidden_size))
+            self._runner.forward(probe_batch(0, table, text.hidden_size))  # any token does
         finally:
             self._cache.release(table)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from musespark.chat.tokenizer import TextStream, Tokenizer
 from musespark.engine.request import FinishReason, SampledToken
 from musespark.errors import InvalidRequest

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
-from musespark.engine.kv_cache import BlockTable
+from musespark.engine.kv_cache import BlockTable, KVCache
+from musespark.engine.prefix import page_content
 from musespark.engine.request import FinishReason, Output, Request, Usage
 from musespark.engine.sampler import SamplingState
 
@@ -63,3 +65,20 @@ class RequestState:
             completion_tokens=self.completion_tokens,
             reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
         )
+
+
+def new_sequence(state: RequestState, index: int, arrival: int, cache: KVCache, vocab_size: int) -> Sequence:
+    """Choice `index` of a request, before anything is computed. Raises what `make_output` raises."""
+    request = state.request
+    tokens = list(request.prompt)
+    sequence = Sequence(
+        state=state,
+        index=index,
+        order=(request.priority, arrival, index),
+        tokens=tokens,
+        output=request.make_output(index),
+        sampling=SamplingState(request.sampling, index, tokens, vocab_size),
+        table=cache.new_table(request.salt, functools.partial(page_content, request, tokens)),
+    )
+    state.outputs.append(sequence.output)
+    return sequence

@@ -1,0 +1,264 @@
+"""The engine behind asyncio: it runs in its own thread, and each request is an async stream of events.
+
+Whatever asyncio wants from the engine is a command in a mailbox that the thread empties between two steps; whatever a
+step brought goes back in one `call_soon_threadsafe` per event loop. So nothing in the engine needs a lock. Every
+admitted request gets a last event, also when the service closes or its thread dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from musespark.engine.engine import Engine
+from musespark.engine.request import FailedEvent, FinishEvent, Request, StepEvent, TokenEvent, Usage, UsageEvent
+from musespark.engine.stats import EngineStats
+from musespark.errors import EngineFailed, MuseSparkError, ShuttingDown
+
+log = logging.getLogger(__name__)
+
+
+class _Stream:
+    """What the engine's thread and one client share. All methods run in the client's event loop."""
+
+    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.loop = loop
+        self.events: deque[StepEvent] = deque()
+        self.admitted = False
+        self.refusal: MuseSparkError | None = None
+        self.usage: Usage | None = None  # known after the last event
+        self._news = asyncio.Event()
+
+    def admit(self) -> None:
+        self.admitted = True
+        self._news.set()
+
+    def refuse(self, error: MuseSparkError) -> None:
+        self.refusal = error
+        self._news.set()
+
+    def put(self, event: StepEvent) -> None:
+        self.events.append(event)
+        if isinstance(event, UsageEvent | FailedEvent):
+            self.usage = event.usage
+        self._news.set()
+
+    @property
+    def ended(self) -> bool:
+        return self.usage is not None or self.refusal is not None
+
+    async def wait_for(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news.clear()
+            await self._news.wait()
+
+
+class Generation:
+    """The events of one request: `async for event in generation`. For one consumer.
+
+    TokenEvents of each choice, then its FinishEvent; after all of them a UsageEvent, which is the last. A failure
+    raises EngineFailed or ShuttingDown instead. `aclose()`, or dropping the object, cancels the request and frees its
+    pages.
+    """
+
+    def __init__(self, stream: _Stream, cancel: Callable[[], None]) -> None:
+        self._stream = stream
+        self._cancel = cancel
+        self._closed = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the request used, exactly: known after the last event, after `aclose()`, and after a failure."""
+        return self._stream.usage
+
+    async def admitted(self) -> None:
+        """Wait until the request is in the queue. Raises InvalidRequest, ContextTooLong, Overloaded, ShuttingDown, …"""
+        stream = self._stream
+        await stream.wait_for(lambda: stream.admitted or stream.ended)
+        if stream.refusal is not None:
+            raise stream.refusal
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> TokenEvent | FinishEvent | UsageEvent:
+        stream = self._stream
+        await self.admitted()
+        if self._closed:
+            raise StopAsyncIteration
+        await stream.wait_for(lambda: bool(stream.events) or stream.ended)
+        if not stream.events:
+            raise StopAsyncIteration
+        event = stream.events.popleft()
+        if isinstance(event, FailedEvent):
+            raise event.error
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel what is not finished, and wait for the `usage`. The engine is told before the first await."""
+        self._closed = True
+        if not self._stream.ended:
+            self._cancel()
+            await self._stream.wait_for(lambda: self._stream.ended)
+
+    def __del__(self) -> None:
+        if not self._stream.ended:
+            self._cancel()
+
+
+class EngineService:
+    """Owns the engine and its thread. `generate` belongs to event loops; the properties may be read from anywhere."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._streams: dict[str, _Stream] = {}  # the thread's
+        self._stats = engine.stats()
+        self._drain_until_s: float | None = None
+        self._stopped: MuseSparkError | None = None  # why nothing is accepted any more, once the thread has ended
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request may be sent: for /readyz."""
+        return self._stopped is None and self._drain_until_s is None and self._engine.ready
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state after the last step: for /metrics."""
+        return self._stats
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens, prompt and completion together, that a request may have."""
+        return self._engine.context_length
+
+    def generate(self, request: Request) -> Generation:
+        """Send a request. It is admitted or refused soon; see `Generation.admitted`."""
+        stream = _Stream(request, asyncio.get_running_loop())
+        self._post(functools.partial(self._submit, stream))
+        return Generation(stream, functools.partial(self._post, functools.partial(self._cancel, stream)))
+
+    async def close(self, drain_timeout_s: float = 30.0) -> None:
+        """Accept nothing more, let the admitted requests end, fail those that take longer, free the model."""
+        self._post(functools.partial(self._drain, drain_timeout_s))
+        await asyncio.to_thread(self._thread.join)
+
+    def _post(self, command: Callable[[], None]) -> None:
+        """Have the thread run `command` between two steps. Never blocks, takes no lock: safe in a finalizer."""
+        self._mailbox.put(command)
+        if self._stopped is not None:
+            self._run_commands()  # the thread has emptied its mailbox for the last time
+
+    # In the engine's thread
+
+    def _run(self) -> None:
+        reason: MuseSparkError = ShuttingDown("the server is shutting down; send the request again elsewhere or later")
+        try:
+            self._serve()
+        except Exception:
+            log.exception("the engine's thread died")
+            reason = EngineFailed("the engine stopped after an internal error; restart the server")
+        finally:
+            self._stop(reason)
+
+    def _serve(self) -> None:
+        while True:
+            self._run_commands(wait=not self._engine.has_work and self._drain_until_s is None)
+            if self._drain_until_s is not None and self._nothing_to_drain(self._drain_until_s):
+                return
+            if self._engine.has_work:
+                self._deliver(self._engine.step())
+                if not self._engine.has_work:
+                    self._engine.check_integrity()
+            self._stats = self._engine.stats()
+
+    def _nothing_to_drain(self, until_s: float) -> bool:
+        return not self._engine.has_work or time.monotonic() >= until_s
+
+    def _run_commands(self, *, wait: bool = False) -> None:
+        if wait:
+            self._mailbox.get()()
+        while True:
+            try:
+                command = self._mailbox.get_nowait()
+            except queue.Empty:
+                return
+            command()
+
+    def _submit(self, stream: _Stream) -> None:
+        try:
+            if self._stopped is not None:
+                raise type(self._stopped)(self._stopped.message)
+            if self._drain_until_s is not None:
+                raise ShuttingDown("the server is shutting down; send the request again elsewhere or later")
+            self._engine.submit(stream.request)
+        except MuseSparkError as error:
+            self._tell(stream.loop, functools.partial(stream.refuse, error))
+        except Exception as error:
+            log.exception("request %r could not be queued", stream.request.id)
+            failure = EngineFailed(f"the request could not be queued ({type(error).__name__})")
+            self._tell(stream.loop, functools.partial(stream.refuse, failure))
+        else:
+            self._streams[stream.request.id] = stream
+            self._tell(stream.loop, stream.admit)
+
+    def _cancel(self, stream: _Stream) -> None:
+        if self._streams.get(stream.request.id) is stream:  # it may have ended, or never have begun
+            self._deliver(self._engine.cancel(stream.request.id))
+
+    def _drain(self, timeout_s: float) -> None:
+        self._drain_until_s = time.monotonic() + timeout_s
+
+    def _stop(self, reason: MuseSparkError) -> None:
+        """The thread's last act: an answer for everyone, also for commands that arrive later (`_post`)."""
+        for stream in list(self._streams.values()):
+            error = type(reason)(reason.message)
+            try:
+                events = self._engine.fail(stream.request.id, error)
+            except Exception:  # the engine's own books are broken
+                log.exception("request %r could not be ended in order", stream.request.id)
+                events = [FailedEvent(stream.request.id, error, Usage(0, 0, 0, 0, 0))]
+            self._deliver(events)
+        self._stopped = reason
+        self._run_commands()
+        self._engine.close()
+
+    def _deliver(self, events: list[StepEvent]) -> None:
+        """Hand out what a step brought, in one hop per event loop."""
+        hops: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepEvent]]] = {}
+        for event in events:
+            stream = self._streams[event.request_id]
+            hops.setdefault(stream.loop, []).append((stream, event))
+            if isinstance(event, UsageEvent | FailedEvent):
+                del self._streams[event.request_id]
+        for loop, news in hops.items():
+            if not self._tell(loop, functools.partial(_put_all, news)):
+                for stream, _ in news:
+                    self._abandon(stream)
+
+    def _abandon(self, stream: _Stream) -> None:
+        """Its event loop is closed, so nobody will ever cancel it."""
+        if self._streams.pop(stream.request.id, None) is not None:
+            self._engine.cancel(stream.request.id)
+
+    @staticmethod
+    def _tell(loop: asyncio.AbstractEventLoop, news: Callable[[], None]) -> bool:
+        try:
+            loop.call_soon_threadsafe(news)
+        except RuntimeError:  # the loop is closed
+            return False
+        return True
+
+
+def _put_all(news: list[tuple[_Stream, StepEvent]]) -> None:
+    for stream, event in news:
+        stream.put(event)
