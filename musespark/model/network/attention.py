@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-QUERY_BLOCK = 1024  # bounds the mask of a block at 1024 keys per key column; small enough to skip half of a long prefix
+QUERY_BLOCK = 1024  # the most queries that share a mask; the fewer, the less is computed beyond the diagonal
+SMALLEST_BLOCK = 64  # a tiny window still gets blocks of this many queries, or its loop would cost more than it saves
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,21 @@ class Block:
     causal: bool
     mask: Tensor | None
 
+    def same_view(self, start: int, end: int, first_key: int, end_key: int) -> bool:
+        """Whether a block of these numbers is this one moved along the sequence, so that the mask can be shared."""
+        moved = start - self.start
+        old = (self.end, self.first_key, self.end_key)
+        return old == (end - moved, first_key - moved, end_key - moved)
+
 
 def plan_attention(
-    num_queries: int, num_past: int, window: int | None, segments: Tensor | None, device: torch.device
+    num_queries: int,
+    num_past: int,
+    window: int | None,
+    segments: Tensor | None,
+    device: torch.device,
+    *,
+    block: int = QUERY_BLOCK,
 ) -> list[Block]:
     """Blocks that cover `num_queries` new tokens after `num_past` cached ones.
 
@@ -40,16 +53,22 @@ def plan_attention(
     each token; a query sees only its own document. Segments and cached tokens exclude each other.
     """
     assert segments is None or num_past == 0
-    size = QUERY_BLOCK if window is None else min(QUERY_BLOCK, max(window, 64))
-    blocks = []
-    for start in range(0, num_queries, size):
-        end = min(start + size, num_queries)
+    if window is not None:
+        block = min(block, max(window, SMALLEST_BLOCK))
+    elif segments is None and num_past == 0:
+        block = num_queries  # plain causal attention needs no mask, so no blocks either
+    blocks: list[Block] = []
+    for start in range(0, num_queries, block):
+        end = min(start + block, num_queries)
         end_key = num_past + end
         first_key = 0 if window is None else max(0, num_past + start - window + 1)
         num_keys = end_key - first_key
         inside = window is None or num_keys <= window  # then the window hides nothing that causality does not
         if segments is None and inside and (end - start == num_keys or end - start == 1):
             blocks.append(Block(start, end, first_key, end_key, end - start == num_keys and num_keys > 1, None))
+            continue
+        if segments is None and blocks and blocks[-1].same_view(start, end, first_key, end_key):
+            blocks.append(Block(start, end, first_key, end_key, False, blocks[-1].mask))
             continue
         query = torch.arange(num_past + start, end_key, device=device)[:, None]
         key = torch.arange(first_key, end_key, device=device)[None, :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from transformers import MuseSparkConfig, MuseSparkForConditionalGeneration
 from musespark.chat.images import PatchedImage
 from musespark.model.config import ModelConfig
 from musespark.model.network import MuseSpark
+from musespark.model.network.moe import Router
 
 VOCAB_SIZE = 97
 IMAGE_TOKEN = 10
@@ -25,13 +27,14 @@ def random_config(
     layers = layers or int(r.integers(1, 6))
     experts = int(r.integers(1, 8))
     kv_heads = int(r.integers(1, 4))
+    heads = kv_heads * int(r.integers(1, 4))
     vision_heads = int(r.choice([1, 3]))
     text_config = {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": int(r.choice([24, 40, 56])),
+        "hidden_size": heads * int(r.choice([9, 12, 20])),  # transformers wants a multiple of the heads
         "intermediate_size": int(r.choice([20, 48])),
         "num_hidden_layers": layers,
-        "num_attention_heads": kv_heads * int(r.integers(1, 4)),
+        "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": int(r.choice([6, 8, 16])),
         "max_position_embeddings": 512,
@@ -84,6 +87,8 @@ def twin(network: MuseSpark, attention: str = "eager") -> MuseSparkForConditiona
     """The same weights in transformers, float32. Every name must match, the audio tower's apart."""
     config = MuseSparkConfig(**network.config.to_dict())
     config._attn_implementation = attention
+    config.text_config._attn_implementation = config.vision_config._attn_implementation = attention
+    config.text_config._experts_implementation = "eager"  # the grouped one takes only widths of 16 bytes
     with warnings.catch_warnings():
         model = MuseSparkForConditionalGeneration(config).eval()
     loaded = model.load_state_dict(network.state_dict(), strict=False)
@@ -96,6 +101,41 @@ def picture(rows: int, columns: int, seed: int = 0) -> PatchedImage:
     """An image of noise, rows × columns patches."""
     patches = np.random.default_rng([seed, rows, columns]).uniform(-1, 1, (rows * columns, 588)).astype(np.float32)
     return PatchedImage(patches, (rows, columns), digest=bytes([rows, columns, seed]))
+
+
+@torch.no_grad()
+def router_margin(network: MuseSpark, token_ids: torch.Tensor, images: Sequence[PatchedImage] = ()) -> float:
+    """The smallest distance, over tokens and layers, between the last expert chosen and the first one not chosen.
+
+    Below float rounding, two right programs may choose differently, and comparing their logits says nothing.
+    """
+    _, routings = network.hidden_states(token_ids, images=images)
+    routers = [module for module in network.modules() if isinstance(module, Router)]
+    margins = [1.0]
+    for router, routing in zip(routers, routings, strict=True):
+        k = routing.indices.shape[1]
+        if k < routing.logits.shape[1]:
+            ranked = (routing.logits.sigmoid() + router.e_score_correction_bias).sort(dim=-1, descending=True).values
+            margins.append(float((ranked[:, k - 1] - ranked[:, k]).min()))
+    return min(margins)
+
+
+def prompt_with_images(network: MuseSpark, seed: int, num_tokens: int) -> tuple[torch.Tensor, list[PatchedImage]]:
+    """One row of tokens with two images of different, mostly not square grids, one larger than the position table.
+
+    `num_tokens` counts the text, at least 10. Prompts that leave a router in doubt are passed over.
+    """
+    for attempt in range(seed, seed + 100_000, 1000):
+        r = np.random.default_rng(attempt)
+        small = picture(2 * int(r.integers(1, 4)), 2 * int(r.integers(1, 4)), seed)
+        large = picture(2 * int(r.integers(5, 9)), 2 * int(r.integers(1, 9)), seed + 1)
+        images = [small, large] if seed % 2 else [large, small]
+        ids = r.integers(12, VOCAB_SIZE, num_tokens).tolist()
+        first, second = ([IMAGE_TOKEN] * image.num_tokens for image in images)
+        token_ids = torch.tensor([ids[:5] + first + ids[5:9] + second + ids[9:]])
+        if router_margin(network, token_ids, images) > 1e-5:
+            return token_ids, images
+    raise AssertionError("no prompt without a tie in a router")
 
 
 def pixel_inputs(images: list[PatchedImage]) -> dict[str, torch.Tensor]:
