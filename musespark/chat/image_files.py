@@ -49,12 +49,11 @@ def read_header(data: bytes) -> ImageHeader:
         header = _webp_header(data)
     else:
         raise InvalidImage("the data is not an image in a supported format; send PNG, JPEG, WebP or GIF")
-    check_size(header.width, header.height)
+    _check_size(header.width, header.height)
     return header
 
 
-def check_size(width: int, height: int) -> None:
-    """Raises InvalidImage for a size that is empty, or too large to decode."""
+def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise InvalidImage(f"the image is damaged: its header says {width} x {height} pixels")
     if width > MAX_SIDE or height > MAX_SIDE:

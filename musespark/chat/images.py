@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401  (registers them)
 
-from musespark.chat.image_files import MAX_SIDE, check_size, read_header
+from musespark.chat.image_files import MAX_SIDE, read_header
 from musespark.errors import InvalidImage
 
 PATCH_SIZE = 14
@@ -96,7 +96,8 @@ def load_image(data: bytes) -> PatchedImage:
     header = read_header(data)
     try:
         with Image.open(io.BytesIO(data), formats=[header.format]) as opened:
-            check_size(*opened.size)  # a damaged file may say two sizes
+            if opened.size != (header.width, header.height):
+                raise InvalidImage(f"the {header.format} file is damaged: it says two sizes")
             opened.load()
             image = _turn_upright(_to_rgb(opened), _orientation(opened))
     except InvalidImage:

@@ -47,6 +47,11 @@ class ChatParser:
         self.in_reasoning = False
         self.reasoning_tokens = 0
 
+    @property
+    def body(self) -> Kind | None:
+        """What the text of the token pushed last belongs to; None for a header, or what could still become one."""
+        return self._body
+
     def push(self, token_id: int) -> list[Delta]:
         """Read one token; what it makes certain: nothing, or one delta."""
         was_reasoning = self._body == "reasoning"

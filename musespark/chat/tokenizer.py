@@ -123,6 +123,14 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         return token_id in self._special_ids
 
+    def special_name(self, token_id: int) -> str | None:
+        """The name of a special token, such as `<|eot|>`; None for an ordinary one."""
+        return self._special_names.get(token_id)
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return self._special_ids
+
     def token_bytes(self, token_id: int) -> bytes:
         """The UTF-8 bytes, or part of a character's bytes, that a token stands for; empty for a special token."""
         return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
@@ -151,6 +159,7 @@ class Tokenizer:
         self._bpe = tokenizers.Tokenizer.from_str(json.dumps(text_only))
         self._specials: dict[str, int] = control
         self._special_ids = frozenset(control.values())
+        self._special_names = {token_id: name for name, token_id in control.items()}
         self.vocab_size: int = 1 + max(*vocab.values(), *control.values(), *(t["id"] for t in ordinary), 0)
         self._bytes = [b""] * self.vocab_size
         for name, i in vocab.items():
