@@ -1,0 +1,86 @@
+"""Conversations about pictures: what is this, name this icon, which flag, describe this.
+
+Answers are short and say the kind first ("Icon: phone remove."), which puts the name behind a space, where text has its
+words too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from musespark.chat.messages import Image, Message, Text
+from musespark.errors import DataError
+from musespark.training.conversations import Conversation
+from musespark.training.shards import read_images
+
+FAMILIES = ("emoji", "icons", "flags", "storybook", "figures", "grocery", "clothing")
+ANY = ("What is this?", "What is in this image?", "What do you see?", "What does the picture show?")
+NAME = {
+    "emoji": (*ANY, "Name this emoji.", "Which emoji is this?"),
+    "icons": (*ANY, "Name this icon.", "Which icon is this?"),
+    "flags": (*ANY, "Which flag is this?", "Whose flag is this?"),
+    "grocery": (*ANY, "What product is in the picture?"),
+    "clothing": (*ANY, "What kind of clothing is this?"),
+}
+DESCRIBE = ("Describe this image.", "Describe the picture.", "Write a caption.", "What can you tell me about this image?")
+LONGEST_CAPTION = 400  # characters; figures have whole paragraphs
+
+
+def picture_conversations(data: Path, *, seed: int = 0, rounds: int = 2) -> Iterator[Conversation]:
+    """Every training picture `rounds` times, alone or in a conversation about up to three."""
+    rng = np.random.default_rng(seed)
+    turns = [
+        (family, image, row)
+        for family in FAMILIES
+        for path in sorted((data / "images").glob(f"{family}-*.tar"))
+        for _, image, row in read_images(path)
+    ]
+    if not turns:
+        raise DataError(f"{data / 'images'} holds no pictures; give the data pack with --data or MUSESPARK_DATA")
+    for _ in range(rounds):
+        order = rng.permutation(len(turns))
+        start = 0
+        while start < len(order):
+            count = int(rng.choice([1, 3]))
+            messages: list[Message] = []
+            for i in order[start : start + count]:
+                messages += picture_turn(*turns[i], rng)
+            yield Conversation(tuple(messages))
+            start += count
+
+
+def picture_turn(family: str, image: bytes, row: dict[str, Any], rng: np.random.Generator) -> list[Message]:
+    """A question about one picture and its answer."""
+    describe = family not in NAME or rng.random() < 0.2
+    if describe:
+        question, answer = str(rng.choice(DESCRIBE)), caption(row)
+    elif family == "flags" and "question" in row and rng.random() < 0.15:
+        question, answer = row["question"], row["answer"] + "."
+    else:
+        question, answer = str(rng.choice(NAME[family])), name_answer(family, row)
+    return [Message("user", (Image(image), Text(question))), Message("assistant", (Text(answer),))]
+
+
+def name_answer(family: str, row: dict[str, Any]) -> str:
+    """The answer to "what is this?"."""
+    name = row["name"].strip()
+    if family == "emoji":
+        return f"Emoji: {name}."
+    if family == "icons":
+        return f"Icon: {name}."
+    if family == "flags":
+        return f"The flag of {name}."
+    if family == "clothing":
+        return f"A photo of {name}."
+    return f"{name}."
+
+
+def caption(row: dict[str, Any]) -> str:
+    text: str = row["text"].strip()
+    if len(text) <= LONGEST_CAPTION:
+        return text
+    return text[: text.rfind(".", 0, LONGEST_CAPTION) + 1] or text[:LONGEST_CAPTION]

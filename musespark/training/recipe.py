@@ -1,0 +1,92 @@
+"""A recipe: everything that decides a training run, as plain data. The files in runs/ each return one.
+
+A run goes through phases; each has a number of steps, a mixture of sources and a learning-rate line from `lr_start` to
+`lr_end` (fractions of the peak). Warm-up, stable and decay are three phases of one run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from musespark.errors import ConfigError, DataError
+from musespark.model.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TextData:
+    """Plain documents of one domain: shards below the data folder, and how many of their tokens to use."""
+
+    shards: tuple[str, ...]
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatData:
+    """Conversations built by a function of `musespark.training.samples`, by its name there."""
+
+    builder: str
+    version: int = 1  # raise it when the builder changes, and the data is made anew
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    name: str
+    steps: int
+    mix: Mapping[str, float]  # source -> share of the rows; shares are normalised
+    lr_start: float = 1.0
+    lr_end: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    name: str
+    config: ModelConfig
+    tokenizer: Path
+    sources: Mapping[str, TextData | ChatData]
+    phases: tuple[Phase, ...]
+    sequence_length: int = 512
+    rows_per_step: int = 16
+    rows_per_forward: int = 16  # rows in memory at once; gradients of several forwards are added
+    warmup_steps: int = 20
+    matrix_lr: float = 8e-3
+    embedding_lr: float = 4e-3
+    scalar_lr: float = 3e-3
+    router_lr: float = 3e-4
+    weight_decay: float = 0.02
+    clip_norm: float = 1.0
+    router_bias_rate: float = 5e-3  # 1e-3 is for runs of many thousand steps
+    router_z_loss: float = 1e-4
+    seed: int = 1
+    time_limit_s: float | None = None  # phases are cut so that the run ends in time
+    save_every_s: float = 300.0
+    precision: str = "bfloat16"
+    compile: bool = False
+    export_files: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.phases or any(phase.steps < 1 for phase in self.phases):
+            raise ConfigError("a recipe needs at least one phase, and every phase at least one step")
+        if self.rows_per_step % self.rows_per_forward:
+            raise ConfigError(
+                f"rows_per_step {self.rows_per_step} must be a multiple of rows_per_forward {self.rows_per_forward}"
+            )
+        for phase in self.phases:
+            for name in phase.mix:
+                if name not in self.sources:
+                    raise ConfigError(f"phase {phase.name!r} mixes {name!r}; there are {', '.join(sorted(self.sources))}")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Run a recipe file (Python, trusted like any code of this repository) and take what its `recipe()` returns."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise DataError(f"{path} is not a recipe: give a Python file with a function recipe() -> Recipe, such as runs/nano.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    recipe = module.recipe()
+    if not isinstance(recipe, Recipe):
+        raise DataError(f"{path}: recipe() must return a Recipe, it returned {type(recipe).__name__}")
+    return recipe

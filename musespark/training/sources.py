@@ -1,0 +1,52 @@
+"""Opens a source of rows by its name in the recipe, tokenising its data on the first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from musespark.chat.tokenizer import Tokenizer
+from musespark.errors import DataError
+from musespark.training.conversations import Conversation, write_conversations
+from musespark.training.pictures import picture_conversations
+from musespark.training.prepare import digest, prepare_text
+from musespark.training.recipe import ChatData, Recipe, TextData
+from musespark.training.rows import SampleSource, Source, TextSource
+
+BUILDERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {
+    "pictures": picture_conversations,
+}
+
+
+def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
+    """The rows of `recipe.sources[name]`. Raises DataError when its files are missing, bad or too small."""
+    spec = recipe.sources[name]
+    tokenizer = Tokenizer.from_file(recipe.tokenizer)
+    tokenised = out / "data"
+    source: Source
+    if isinstance(spec, TextData):
+        path = prepare_text(
+            name, [data / shard for shard in spec.shards], recipe.tokenizer, tokenised, max_tokens=spec.max_tokens
+        )
+        begin = tokenizer.special("<|begin_of_text|>")
+        source = TextSource(path, sequence_length=recipe.sequence_length, begin_token_id=begin)
+    else:
+        path = prepare_chat(name, spec, recipe.tokenizer, tokenizer, data, tokenised)
+        source = SampleSource(
+            path,
+            sequence_length=recipe.sequence_length,
+            pad_token_id=tokenizer.special("<|finetune_right_pad|>"),
+            patch_token_id=tokenizer.special("<|patch|>"),
+        )
+    if not len(source):
+        raise DataError(f"source {name!r} gives no row of {recipe.sequence_length} tokens; give it more data")
+    return source
+
+
+def prepare_chat(
+    name: str, spec: ChatData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path
+) -> Path:
+    target = out / f"{name}-{digest(tokenizer_path.read_bytes(), spec.builder, spec.version)}.npz"
+    if not target.exists():
+        write_conversations(target, BUILDERS[spec.builder](data), tokenizer)
+    return target

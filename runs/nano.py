@@ -1,0 +1,51 @@
+"""The bundled model: 24M parameters, trained in under two hours on two CPU cores.
+
+    musespark train runs/nano.py --data ../shared/data
+"""
+
+from pathlib import Path
+
+from musespark.model.presets import preset
+from musespark.training.recipe import ChatData, Phase, Recipe, TextData
+
+FOLDER = Path(__file__).resolve().parent.parent / "musespark" / "model" / "checkpoints" / "muse-spark-nano"
+
+TEXT = {
+    "stories": TextData(("text/stories-00.jsonl.zst",)),
+    "qa": TextData(("text/qa-00.jsonl.zst",)),
+    "textbooks": TextData(("text/textbooks-00.jsonl.zst",), max_tokens=8_000_000),
+    "docs": TextData(("text/docs-00.jsonl.zst",), max_tokens=6_000_000),
+    "books": TextData(("text/books-00.jsonl.zst",), max_tokens=8_000_000),
+    "python": TextData(("text/python-00.jsonl.zst",), max_tokens=4_000_000),
+}
+PRETRAIN = {"stories": 34, "textbooks": 20, "qa": 10, "docs": 10, "books": 8, "python": 3, "pictures": 15}
+DECAY = {
+    **{"stories": 26, "textbooks": 14, "qa": 8, "docs": 6, "books": 4, "python": 2},
+    **{"pictures": 15, "instructions": 17, "manners": 8},
+}
+FINETUNE = {"stories": 8, "textbooks": 4, "pictures": 22, "instructions": 30, "manners": 36}
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="muse-spark-nano",
+        config=preset("muse-spark-nano"),
+        tokenizer=FOLDER / "tokenizer.json",
+        sources={
+            **TEXT,
+            "pictures": ChatData("pictures"),
+            "instructions": ChatData("instructions"),
+            "manners": ChatData("manners"),
+        },
+        # The time limit makes the steps proportions; on an idle machine a step takes about 4 s.
+        phases=(
+            Phase("pretrain", 690, PRETRAIN),
+            Phase("decay", 320, DECAY, lr_start=1.0, lr_end=0.25),
+            Phase("finetune", 140, FINETUNE, lr_start=0.25, lr_end=0.02),
+        ),
+        sequence_length=512,
+        rows_per_step=16,
+        rows_per_forward=8,
+        compile=True,
+        time_limit_s=98 * 60,
+    )
