@@ -1,0 +1,110 @@
+"""Images in the prompt: rows replaced exactly where they belong, encoded when needed and no more often."""
+
+from __future__ import annotations
+
+import pytest
+
+from musespark.engine.engine import Engine
+from musespark.engine.request import Usage
+from tests.engine.driver import Driver, picture, prompt_of, request, run_alone
+from tests.fakes import HashRunner, hash_continuation
+
+IMAGE = 10
+CAT, DOG = picture(30, "cat"), picture(50, "dog")
+PROMPT = [*prompt_of(20), *[IMAGE] * 30, *prompt_of(5, 1), *[IMAGE] * 50, *prompt_of(7, 2)]
+SPANS = ((20, 50), (55, 105))
+
+
+def pictured(max_tokens: int = 6, images: tuple = (CAT, DOG), **fields: object):
+    return request(PROMPT, max_tokens, images=images, image_spans=SPANS, **fields)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 7, 20, 30, 64, 512])
+def test_chunks_may_cut_images_anywhere(max_batch_tokens: int) -> None:
+    engine = Engine(HashRunner(), max_batch_tokens=max_batch_tokens, max_running=1)
+    seen = run_alone(engine, pictured())
+    assert seen.ids() == hash_continuation(PROMPT, 6, images=(CAT, DOG), image_spans=SPANS)
+    assert seen.usage == Usage(112, 0, 80, 6, 0)
+
+
+def test_images_beside_text_and_other_images() -> None:
+    driver = Driver(Engine(HashRunner(), max_batch_tokens=50))
+    plain = driver.submit(request(prompt_of(90, 3), 30))
+    two = driver.submit(pictured())
+    other = picture(30, "emu")
+    swapped = driver.submit(pictured(images=(other, DOG)))
+    driver.run()
+    assert plain.ids() == hash_continuation(prompt_of(90, 3), 30)
+    assert two.ids() == hash_continuation(PROMPT, 6, images=(CAT, DOG), image_spans=SPANS)
+    assert swapped.ids() == hash_continuation(PROMPT, 6, images=(other, DOG), image_spans=SPANS)
+
+
+def test_images_are_encoded_only_when_their_chunk_comes() -> None:
+    runner = HashRunner()
+    driver = Driver(Engine(runner, max_batch_tokens=25, max_running=1))
+    driver.submit(pictured())
+    encoded = []
+    for _ in range(5):
+        driver.step()
+        encoded.append(runner.num_images_encoded)
+    assert encoded == [1, 1, 2, 2, 2]
+    driver.run()
+
+
+def test_image_is_encoded_once_for_all_who_show_it_in_one_organisation() -> None:
+    runner = HashRunner()
+    engine = Engine(runner)
+    for _ in range(2):
+        run_alone(engine, request([*[IMAGE] * 30, 77], images=(CAT,), image_spans=((0, 30),)))
+    assert runner.num_images_encoded == 1
+    run_alone(engine, request([*[IMAGE] * 30, 77], images=(CAT,), image_spans=((0, 30),), salt=b"other"))
+    assert runner.num_images_encoded == 2
+
+
+def test_cached_prefix_needs_no_encoding_at_all() -> None:
+    runner = HashRunner()
+    engine = Engine(runner, image_cache_bytes=0)
+    prompt = [*[IMAGE] * 50, *prompt_of(30)]
+    for _ in range(2):
+        seen = run_alone(engine, request(prompt, images=(DOG,), image_spans=((0, 50),)))
+    assert runner.num_images_encoded == 1
+    assert seen.usage == Usage(80, 64, 50, 8, 0)
+
+
+def test_features_stay_within_their_bytes_and_the_oldest_goes_first() -> None:
+    row_bytes = 64 * 4
+    runner = HashRunner()
+    engine = Engine(runner, image_cache_bytes=100 * row_bytes)
+
+    def shows(name: str) -> int:
+        before = runner.num_images_encoded
+        prompt = [*[IMAGE] * 50, 77]
+        run_alone(engine, request(prompt, images=(picture(50, name),), image_spans=((0, 50),)))
+        assert engine.stats().image_features_bytes <= 100 * row_bytes
+        return runner.num_images_encoded - before
+
+    assert [shows(name) for name in "ababcabc"] == [1, 1, 0, 0, 1, 1, 1, 1]
+    assert [shows(name) for name in "bcbab"] == [0, 0, 0, 1, 0]
+
+
+def test_image_larger_than_the_cache_still_works_and_is_encoded_once_while_in_use() -> None:
+    runner = HashRunner()
+    engine = Engine(runner, image_cache_bytes=1, max_batch_tokens=8, max_running=1)
+    seen = run_alone(engine, request([*[IMAGE] * 50, 77], 3, images=(DOG,), image_spans=((0, 50),)))
+    assert seen.ids() == hash_continuation([*[IMAGE] * 50, 77], 3, images=(DOG,), image_spans=((0, 50),))
+    assert runner.num_images_encoded == 1
+
+
+def test_prompt_of_nothing_but_an_image() -> None:
+    seen = run_alone(Engine(HashRunner()), request([IMAGE] * 50, 4, images=(DOG,), image_spans=((0, 50),)))
+    assert seen.ids() == hash_continuation([IMAGE] * 50, 4, images=(DOG,), image_spans=((0, 50),))
+
+
+def test_preempted_image_is_computed_again() -> None:
+    driver = Driver(Engine(HashRunner(num_full_pages=6, num_sliding_pages=6), max_batch_tokens=64))
+    older = driver.submit(request(prompt_of(60), 200))
+    seen = driver.submit(pictured(150))
+    driver.run()
+    assert driver.engine.stats().num_preemptions_total > 0
+    assert older.ids() == hash_continuation(prompt_of(60), 200)
+    assert seen.ids() == hash_continuation(PROMPT, 150, images=(CAT, DOG), image_spans=SPANS)
