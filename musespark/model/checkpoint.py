@@ -141,7 +141,8 @@ class Checkpoint:
         wrong: list[str] = []
         used: set[str] = set()
         for name, shape in self._shapes.items():
-            for part, part_shape in self._parts(name, shape):
+            parts = self._parts(name, shape)
+            for part, part_shape in parts:
                 for stored, (stored_shape, dtypes) in self._stored_form(part, part_shape).items():
                     used.add(stored)
                     if stored not in self._files:
@@ -150,24 +151,21 @@ class Checkpoint:
                         wrong.append(problem)
                     elif stored.endswith(".weight_shape") and self.tensor(stored).data.tolist() != list(part_shape):
                         wrong.append(f"{stored} says {self.tensor(stored).data.tolist()}, expected {list(part_shape)}")
-            kinds = {self._kind(part) for part, _ in self._parts(name, shape)} - {None}
-            if len(kinds) > 1:
+            if len({self._kind(part) for part, _ in parts} - {None}) > 1:
                 wrong.append(f"{name} has its experts in more than one type")
         unexpected = [show(name) for name in self._files if name not in used and not name.startswith(AUDIO_PREFIX)]
         if missing or unexpected or wrong:
+            lists = _listing("Missing", missing), _listing("Unexpected", unexpected), _listing("Wrong", wrong)
             raise CheckpointError(
-                f"the tensors in {self.folder} don't fit its config.json. "
-                + " ".join(
-                    _listing(*item) for item in (("Missing", missing), ("Unexpected", unexpected), ("Wrong", wrong))
-                )
+                f"the tensors in {self.folder} don't fit its config.json. {' '.join(filter(None, lists))}"
             )
 
     def _parts(self, name: str, shape: Shape) -> list[tuple[str, Shape]]:
-        """The matrices that make up a logical tensor: itself, or one per expert if any of those is stored."""
+        """The matrices that make up a logical tensor: itself, or one per expert if the first of those is stored."""
         if is_fused_experts(name) and name not in self._files:
-            parts = expert_parts(name, shape)
-            if any(self._kind(part) for part, _ in parts):
-                return parts
+            (first, _), *_ = expert_parts(name, (1, *shape[1:]))
+            if self._kind(first) is not None:
+                return expert_parts(name, shape)
         return [(name, shape)]
 
     def _kind(self, name: str) -> str | None:
@@ -225,7 +223,7 @@ def save_checkpoint(
     files: Mapping[str, bytes | str | Path] | None = None,
     dtype: Literal["F32", "BF16"] | None = None,
 ) -> None:
-    """Write a checkpoint folder in one step: a crash leaves the old folder or the new one, never half of one.
+    """Write a checkpoint folder in one step (see `replacing_folder`): never half of one, whenever it is interrupted.
 
     tensors: transformers' names -> numpy array, RawTensor or torch tensor; CheckpointError unless they are exactly
     those of `config`. dtype: what all but the router are converted to, which keeps its type; None keeps every type.
@@ -238,6 +236,7 @@ def save_checkpoint(
         for name, tensor in tensors.items()
     }
     different = [name for name in expected | raw if name not in raw or expected.get(name) != raw[name].shape]
+    different += [name for name, tensor in raw.items() if tensor.dtype not in FLOAT_DTYPES]
     if different:
         raise CheckpointError(_listing("Not saved: these don't fit the configuration", different))
 

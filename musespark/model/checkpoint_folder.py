@@ -87,7 +87,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder to write into, which takes the place of `folder` when the block ends without an error.
 
     A reader sees the old folder or the new one. After a crash in the moment between the two renames the old one lies
-    beside it as `.NAME.replaced`. Raises CheckpointError if `folder` exists and is not a checkpoint.
+    beside it as `.NAME.replaced`; what a crash left in `.NAME.writing` goes at the next try, so there must be only one
+    writer. Raises CheckpointError if `folder` exists and is not a checkpoint.
     """
     if (
         folder.exists()
@@ -95,7 +96,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         and not (folder.is_dir() and not any(folder.iterdir()))
     ):
         raise CheckpointError(f"{folder} exists and is not a checkpoint (it has no config.json); it is not overwritten")
-    new = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
+    new = folder.with_name(f".{folder.name}.writing")
     old = folder.with_name(f".{folder.name}.replaced")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
