@@ -1,8 +1,9 @@
 """Runners without a model, for tests of everything above them. They keep `musespark.engine.runner.Runner`'s promises.
 
-`HashRunner` is a two-layer network in miniature: layer 0 sees a sliding window of tokens, layer 1 sees everything, and
-logits are a hash of all that. A wrong page, a missing page or a page of somebody else changes the output, and
-`hash_continuation` computes the right output from the tokens alone, without pages. `ScriptedRunner` says what it is told.
+`HashRunner` is a two-layer network in miniature: layer 0 sees a sliding window of tokens, layer 1 sees everything,
+and logits are a hash of all that. A wrong page, a missing page or a page of somebody else changes the output, and
+`hash_continuation` computes the right output from the tokens alone, without pages. `ScriptedRunner` says what it is
+told.
 """
 
 from __future__ import annotations
