@@ -1,0 +1,140 @@
+"""A provider's events in OpenAI's words: one `chat.completion`, or a stream of `chat.completion.chunk`.
+
+Reasoning is not in OpenAI's protocol. It is sent under both names that clients look for, `reasoning_content` (DeepSeek,
+llama.cpp) and `reasoning` (vLLM), with the same text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any
+
+from musespark.engine.request import Usage
+from musespark.providers.base import ChatEvent, ContentDelta, Finished, ModelInfo, ReasoningDelta, TokenLogprob
+
+
+def usage_object(usage: Usage) -> dict[str, Any]:
+    """`image_tokens` is not in OpenAI's prompt details of old, but in its current specification."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.cached_tokens,
+            "image_tokens": usage.image_tokens,
+            "text_tokens": usage.prompt_tokens - usage.image_tokens,
+            "audio_tokens": 0,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, "audio_tokens": 0},
+    }
+
+
+class Formatter:
+    """The shape of one response: everything that its chunks, or its one object, have in common."""
+
+    def __init__(self, response_id: str, model: ModelInfo, *, logprobs: bool) -> None:
+        self._common = {
+            "id": response_id,
+            "created": int(time.time()),
+            "model": model.id,
+            "system_fingerprint": model.fingerprint,
+        }
+        self._logprobs = logprobs
+
+    async def whole(self, events: AsyncIterator[ChatEvent], metadata: Mapping[str, str] | None) -> dict[str, Any]:
+        """The `chat.completion` object, when all events have come."""
+        choices: dict[int, _Choice] = {}
+        usage: Usage | None = None
+        async for event in events:
+            if isinstance(event, Usage):
+                usage = event
+            else:
+                choices.setdefault(event.index, _Choice()).add(event)
+        assert usage is not None, "a provider ends its stream with a Usage, or raises"
+        response = {
+            **self._common,
+            "object": "chat.completion",
+            "choices": [choices[index].as_object(index, self._logprobs) for index in sorted(choices)],
+            "usage": usage_object(usage),
+        }
+        return response if metadata is None else response | {"metadata": dict(metadata)}
+
+    def opening(self, n: int, include_usage: bool) -> Iterator[dict[str, Any]]:
+        """The first chunk of each choice, which carries the role."""
+        for index in range(n):
+            yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None, None, include_usage)
+
+    def chunk(self, event: ChatEvent, include_usage: bool) -> dict[str, Any] | None:
+        """The chunk that says `event`; None for a usage that was not asked for."""
+        if isinstance(event, Usage):
+            if not include_usage:
+                return None
+            common = {**self._common, "object": "chat.completion.chunk"}
+            return {**common, "choices": [], "usage": usage_object(event)}
+        if isinstance(event, Finished):
+            return self._chunk(event.index, {}, None, event.reason, include_usage)
+        if isinstance(event, ReasoningDelta):
+            delta = {"reasoning_content": event.text, "reasoning": event.text}
+            return self._chunk(event.index, delta, None, None, include_usage)
+        logprobs = _logprobs_object(event.logprobs) if self._logprobs else None
+        return self._chunk(event.index, {"content": event.text}, logprobs, None, include_usage)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None,
+        finish_reason: str | None,
+        include_usage: bool,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        chunk = {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
+        return chunk | {"usage": None} if include_usage else chunk
+
+
+class _Choice:
+    """What one choice has said so far."""
+
+    def __init__(self) -> None:
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish_reason: str | None = None
+
+    def add(self, event: ContentDelta | ReasoningDelta | Finished) -> None:
+        if isinstance(event, ContentDelta):
+            self._content.append(event.text)
+            self._logprobs += event.logprobs
+        elif isinstance(event, ReasoningDelta):
+            self._reasoning.append(event.text)
+        else:
+            self._finish_reason = event.reason
+
+    def as_object(self, index: int, logprobs: bool) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(self._content),
+            "refusal": None,
+            "annotations": [],
+        }
+        if self._reasoning:
+            reasoning = "".join(self._reasoning)
+            message |= {"reasoning_content": reasoning, "reasoning": reasoning}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": _logprobs_object(self._logprobs) if logprobs else None,
+            "finish_reason": self._finish_reason,
+        }
+
+
+def _logprobs_object(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {
+        "content": [{**_token(token), "top_logprobs": [_token(other) for other in token.top]} for token in tokens],
+        "refusal": None,
+    }
+
+
+def _token(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.text, "bytes": list(token.data), "logprob": token.logprob}

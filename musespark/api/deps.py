@@ -1,0 +1,37 @@
+"""What the routes need from the application around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from musespark.api.body import BodyReader
+from musespark.api.metrics import Metrics
+from musespark.api.settings import Settings
+from musespark.errors import ModelLoading
+from musespark.providers.base import Provider
+
+
+@dataclass(slots=True)
+class Services:
+    """In `app.state.services`. `provider` is None while the model is being loaded."""
+
+    provider: Provider | None
+    settings: Settings
+    bodies: BodyReader
+    metrics: Metrics
+
+
+def services_of(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+def provider_of(request: Request) -> Provider:
+    """Raises ModelLoading before the model is there."""
+    provider = services_of(request).provider
+    if provider is None:
+        raise ModelLoading("the model is still being loaded; try again in a moment", retry_after_ms=500)
+    return provider

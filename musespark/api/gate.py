@@ -1,0 +1,175 @@
+"""The gate that every request passes: a request id, Host and Origin, the key, one form for all errors, one log line.
+
+It stands in front of the routes and looks at the exact path, so what no route knows is refused like everything else,
+and no spelling of a path gets around it: a path is public only if it equals one of `PUBLIC` to the letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from musespark.accounts.accounts import Accounts
+from musespark.accounts.verify import Identity
+from musespark.api.errors import error_response
+from musespark.api.logs import describe
+from musespark.api.metrics import Metrics
+from musespark.errors import InvalidApiKey, MethodNotAllowed, MuseSparkError, NotFound, PermissionDenied
+
+PUBLIC = frozenset({"/healthz", "/readyz"})
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
+
+
+class Gate:
+    """ASGI middleware. Gives `request.state` a `request_id`, `started_s`, `identity`, and `log` for the log line."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        accounts: Accounts,
+        metrics: Metrics,
+        public: Iterable[str] = PUBLIC,
+        allowed_hosts: frozenset[str] | None = None,
+    ) -> None:
+        """`allowed_hosts` are the names under which browsers may call; None lets any through."""
+        self._app = app
+        self._accounts = accounts
+        self._metrics = metrics
+        self._public = frozenset(public)
+        self._allowed_hosts = allowed_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        visit = _Visit(send)
+        scope["state"] = {"request_id": visit.request_id, "started_s": visit.started_s, "log": visit.log}
+        try:
+            await self._pass(scope, receive, visit)
+        except ClientDisconnect:
+            visit.status = CLIENT_LEFT
+        except asyncio.CancelledError:
+            visit.log["cancelled"] = True  # the server is told to stop now
+            raise
+        except Exception as error:
+            await _render(error, scope, receive, visit)
+        finally:
+            self._record(scope, visit)
+
+    async def _pass(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
+        headers = Headers(scope=scope)
+        if self._allowed_hosts is not None:
+            check_origin(headers, self._allowed_hosts)
+        if scope["path"] not in self._public:
+            identity = await self._authenticate(headers)
+            scope["state"]["identity"] = identity
+            visit.log["key_id"] = identity.key_id
+        await self._app(scope, receive, visit.send)
+
+    async def _authenticate(self, headers: Headers) -> Identity:
+        values = headers.getlist("authorization")
+        if not values:
+            raise InvalidApiKey("no API key was given; send the header `Authorization: Bearer sk-muse-…`")
+        scheme, _, secret = values[0].partition(" ")
+        if len(values) > 1 or scheme.lower() != "bearer":
+            raise InvalidApiKey("the Authorization header must be one `Bearer sk-muse-…`")
+        secret = secret.strip()
+        identity = self._accounts.remembered(secret)
+        return await asyncio.to_thread(self._accounts.verify, secret) if identity is None else identity
+
+    def _record(self, scope: Scope, visit: _Visit) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        seconds = time.perf_counter() - visit.started_s
+        self._metrics.request(scope["method"], route, visit.status, seconds)
+        structlog.get_logger().info(
+            "request",
+            request_id=visit.request_id,
+            method=scope["method"],
+            route=route,
+            status=visit.status,
+            ms=round(seconds * 1000, 1),
+            **visit.log,
+        )
+
+
+class _Visit:
+    """One request on its way: what the log line will say, and a `send` that adds the request's id to the answer."""
+
+    def __init__(self, send: Send) -> None:
+        self.request_id = f"req_{secrets.token_hex(12)}"
+        self.started_s = time.perf_counter()
+        self.status = 0
+        self.log: dict[str, Any] = {}
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+        await self._send(message)
+
+
+async def _render(error: Exception, scope: Scope, receive: Receive, visit: _Visit) -> None:
+    """Answer with `error`, unless an answer has begun already."""
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):  # the router's: no such path, or not with this method
+        headers = dict(error.headers or {})
+        error = _from_router(error, scope)
+    known = as_musespark_error(error, visit.request_id, visit.log)
+    if visit.status == 0:
+        await error_response(known, headers)(scope, receive, visit.send)
+
+
+def as_musespark_error(error: Exception, request_id: str, log: dict[str, Any]) -> MuseSparkError:
+    """What the client may know of `error`; `log` gets its code, and for one that nobody foresaw its type and place."""
+    if not isinstance(error, MuseSparkError):
+        log |= describe(error)
+        error = MuseSparkError(f"something went wrong in the server; its log says more under {request_id}")
+    log["code"] = error.code
+    return error
+
+
+def _from_router(error: HTTPException, scope: Scope) -> MuseSparkError:
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return MethodNotAllowed(f"{scope['method'][:20]} is not possible here; use {allowed}")
+    return NotFound(f"there is nothing at {scope['path'][:200]!r}; the API is under /v1")
+
+
+def check_origin(headers: Headers, allowed_hosts: frozenset[str]) -> None:
+    """Raise PermissionDenied for a request that a foreign web page has sent, or sent under a foreign name.
+
+    On loopback every page in the user's browser can reach us. A name of its own that it points at 127.0.0.1 shows in
+    Host (DNS rebinding), and a page of another site in Origin.
+    """
+    host = headers.get("host", "")
+    if _name(host) not in allowed_hosts:
+        raise PermissionDenied(
+            f"the Host header names {host[:100]!r}, which is not this server; the operator can allow it with "
+            "MUSESPARK_ALLOWED_HOSTS"
+        )
+    origin = headers.get("origin")
+    if origin is not None:
+        authority = origin.partition("://")[2]
+        if authority != host and _name(authority) not in allowed_hosts - LOOPBACK_NAMES:
+            raise PermissionDenied(
+                f"requests from pages of {origin[:100]!r} are refused; the operator can allow them with "
+                "MUSESPARK_ALLOWED_HOSTS"
+            )
+
+
+def _name(authority: str) -> str:
+    """The host of `host:port`, in lower case; an IPv6 address keeps its brackets."""
+    name, colon, port = authority.rpartition(":")
+    return (name if colon and port.isdecimal() else authority).lower()

@@ -1,0 +1,115 @@
+"""From a checkpoint folder to a provider that answers: the one place that joins model, engine and provider."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from musespark.api.settings import MIB, MODEL_NAME, Settings
+from musespark.chat.templates import ChatSettings
+from musespark.chat.tokenizer import Tokenizer
+from musespark.engine.engine import Engine
+from musespark.engine.runner import PAGE_SIZE
+from musespark.engine.service import EngineService
+from musespark.errors import ConfigError
+from musespark.model.checkpoint import BUNDLED, open_checkpoint
+from musespark.model.config import ModelConfig
+from musespark.providers.base import ModelInfo
+from musespark.providers.local import LocalProvider
+
+MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
+_SAYABLE = ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>", "<|end_of_text|>")  # control tokens of an answer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    provider: LocalProvider
+    service: EngineService
+
+    async def close(self, drain_s: float) -> None:
+        """Let running requests end within `drain_s`, fail the rest, free the model."""
+        await self.service.close(drain_s)
+        self.provider.close()
+
+
+def load_model(settings: Settings) -> LoadedModel:
+    """Open the checkpoint, plan its memory, start the engine. Blocks; raises CheckpointError and ConfigError."""
+    from musespark.engine.native import NativeRunner, page_bytes
+
+    folder = (settings.checkpoint or BUNDLED).resolve()
+    checkpoint = open_checkpoint(folder)
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    chat_settings = ChatSettings.from_file(folder)
+    precision = settings.precision or ("int8" if checkpoint.quantization else "bf16")
+    num_full, num_sliding = plan_pages(
+        checkpoint.config,
+        *page_bytes(checkpoint.config, precision),
+        memory_bytes=settings.kv_memory_mb * MIB,
+        max_running=settings.max_running,
+    )
+    model = model_info(settings, folder, precision)
+    runner = NativeRunner(
+        checkpoint,
+        precision=precision,
+        num_full_pages=num_full,
+        num_sliding_pages=num_sliding,
+        num_threads=settings.threads,
+    )
+    unsayable = tokenizer.special_ids - {tokenizer.special(name) for name in _SAYABLE}
+    engine = Engine(
+        runner,
+        max_batch_tokens=MAX_BATCH_TOKENS,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        # Nothing may come out that text can't show: image rows, reserved ids, rows of the head beyond the tokenizer.
+        suppressed_token_ids={*unsayable, *range(tokenizer.vocab_size, checkpoint.config.text.vocab_size)},
+    )
+    service = EngineService(engine)
+    return LoadedModel(LocalProvider(service, tokenizer, chat_settings, checkpoint.generation, model), service)
+
+
+def model_info(settings: Settings, folder: Path, precision: str) -> ModelInfo:
+    """The model's public name and fingerprint. Raises ConfigError for a folder whose name is no model name."""
+    name = settings.model_name or folder.name
+    if not re.fullmatch(MODEL_NAME, name):
+        raise ConfigError(f"the folder name {name!r} can't be a model name; set MUSESPARK_MODEL_NAME")
+    digest = hashlib.sha256(f"{metadata.version('musespark')} {precision}".encode())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".json", ".safetensors"):
+            status = file.stat()
+            digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
+    created = int((folder / "config.json").stat().st_mtime)
+    return ModelInfo(name, created, "musespark", f"fp_{digest.hexdigest()[:12]}")
+
+
+def plan_pages(
+    config: ModelConfig, full_page_bytes: int, sliding_page_bytes: int, *, memory_bytes: int, max_running: int
+) -> tuple[int, int]:
+    """How many pages of each group fit into `memory_bytes`.
+
+    Sliding pages first, up to half: enough for every running choice to keep its window while one is prefilled. Full
+    pages get the rest, up to twice what all running choices can ever fill. Raises ConfigError if not even one request
+    of `MAX_BATCH_TOKENS` tokens fits.
+    """
+    text = config.text
+    window_pages = math.ceil(text.sliding_window / PAGE_SIZE) + 1
+    chunk_pages = math.ceil(MAX_BATCH_TOKENS / PAGE_SIZE) + 1
+    context_pages = math.ceil(text.max_position_embeddings / PAGE_SIZE)
+    least_sliding, least_full = window_pages + chunk_pages, min(chunk_pages, context_pages)
+    least_bytes = least_sliding * sliding_page_bytes + least_full * full_page_bytes
+    if memory_bytes < least_bytes:
+        raise ConfigError(
+            f"MUSESPARK_KV_MEMORY_MB is {memory_bytes // MIB}; this model needs at least {math.ceil(least_bytes / MIB)}"
+        )
+    num_sliding = 2 * max_running * window_pages + chunk_pages
+    if sliding_page_bytes:
+        affordable = max(memory_bytes // 2, least_sliding * sliding_page_bytes) // sliding_page_bytes
+        num_sliding = min(num_sliding, affordable)
+    num_full = 2 * max_running * context_pages
+    if full_page_bytes:
+        num_full = min(num_full, (memory_bytes - num_sliding * sliding_page_bytes) // full_page_bytes)
+    return num_full, num_sliding

@@ -1,0 +1,107 @@
+"""POST /v1/chat/completions: one conversation in, its next turn out, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from musespark.api import sse, strict_json
+from musespark.api.chat_request import ChatCompletionRequest, parse_request
+from musespark.api.chat_response import Formatter
+from musespark.api.deps import provider_of, services_of
+from musespark.api.errors import error_object
+from musespark.api.gate import as_musespark_error
+from musespark.errors import ModelNotFound
+from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
+
+router = APIRouter()
+
+_BODY = {"required": True, "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
+
+
+@router.post("/v1/chat/completions", openapi_extra={"requestBody": _BODY})
+async def create_chat_completion(request: Request) -> Response:
+    services, provider = services_of(request), provider_of(request)
+    response_id = f"chatcmpl-{secrets.token_hex(12)}"
+    async with services.bodies.read(request) as body:
+        # Parsing and base64 take up to a second for a large body: not on the loop that serves everybody.
+        asked, chat_request = await asyncio.to_thread(
+            _understand, body, response_id, request.state.identity.cache_salt, provider.model.id
+        )
+        del body
+        _note_labels(request, asked)
+        # Admission comes before the status is sent, so that a refusal has a status of its own.
+        chat = await sse.while_connected(request.receive, provider.chat(chat_request))
+    formatter = Formatter(response_id, provider.model, logprobs=bool(asked.logprobs))
+    events = _timed(chat, request)
+    if asked.stream:
+        include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        stream = _stream(events, formatter, chat_request.n, include_usage, request)
+        return sse.EventStream(stream, services.settings.ping_s, on_end=lambda: _end(chat, request))
+    try:
+        completion = await sse.while_connected(request.receive, formatter.whole(events, asked.metadata))
+    finally:
+        await _end(chat, request)
+    return Response(orjson.dumps(completion), media_type="application/json")
+
+
+def _understand(
+    body: bytes, response_id: str, cache_salt: bytes, model_id: str
+) -> tuple[ChatCompletionRequest, ChatRequest]:
+    asked = parse_request(strict_json.parse(body))
+    if asked.model != model_id:
+        raise ModelNotFound(f"there is no model {asked.model[:100]!r}; this server has {model_id!r}", param="model")
+    return asked, asked.to_request(response_id, cache_salt)
+
+
+def _note_labels(request: Request, asked: ChatCompletionRequest) -> None:
+    request.state.log |= {"model": asked.model, "stream": bool(asked.stream)}
+    labels = {"user": asked.user, "safety_identifier": asked.safety_identifier}
+    request.state.log |= {name: label for name, label in labels.items() if label is not None}
+
+
+async def _timed(events: AsyncIterator[ChatEvent], request: Request) -> AsyncIterator[ChatEvent]:
+    """The same events; the first one's time goes to the metrics."""
+    first = True
+    async for event in events:
+        if first:
+            services_of(request).metrics.first_token(time.perf_counter() - request.state.started_s)
+            first = False
+        yield event
+
+
+async def _stream(
+    events: AsyncIterator[ChatEvent], formatter: Formatter, n: int, include_usage: bool, request: Request
+) -> AsyncGenerator[bytes]:
+    """The events as bytes. A failure is an event too: the status is sent, and silence would look like success."""
+    for chunk in formatter.opening(n, include_usage):
+        yield sse.event(chunk)
+    try:
+        async for event in events:
+            item = formatter.chunk(event, include_usage)
+            if item is not None:
+                yield sse.event(item)
+    except Exception as error:
+        known = as_musespark_error(error, request.state.request_id, request.state.log)
+        yield sse.event(error_object(known))
+        return
+    yield sse.DONE
+
+
+async def _end(chat: ChatStream, request: Request) -> None:
+    """Whatever happened: free what the request holds, and note what it used."""
+    await chat.aclose()
+    usage = chat.usage
+    if usage is not None:
+        services_of(request).metrics.usage(usage)
+        request.state.log |= {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        }

@@ -1,0 +1,32 @@
+"""For those who run the server: is it alive, is it ready, how is it doing."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from musespark.api.deps import provider_of, services_of
+from musespark.api.metrics import CONTENT_TYPE
+from musespark.errors import ShuttingDown
+
+router = APIRouter()
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """200 as long as the process answers; restart it when it does not."""
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """200 when requests will be answered: the model is loaded and the engine runs. 503 otherwise."""
+    if not provider_of(request).ready:
+        raise ShuttingDown("the engine takes no requests: it is shutting down, or has failed and the log says why")
+    return Response(b'{"status":"ready"}', media_type="application/json")
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text. Needs a key, unless MUSESPARK_OPEN_METRICS is set."""
+    return Response(services_of(request).metrics.text(), headers={"content-type": CONTENT_TYPE})

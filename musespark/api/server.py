@@ -1,0 +1,209 @@
+"""`serve`: from settings to a listening server, and from a signal to an orderly end.
+
+The port is taken before the model is loaded: a second server fails at once, and while a large model is being loaded
+`/healthz` says 200 and `/readyz` 503. SIGTERM or Ctrl-C starts the drain: nothing new is accepted, running answers get
+`drain_s` seconds, then an error event. A second signal ends the drain at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import h11
+import orjson
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from musespark.accounts.accounts import Accounts
+from musespark.accounts.keys import NewKey
+from musespark.api import logs
+from musespark.api.app import create_app
+from musespark.api.deps import Services
+from musespark.api.errors import error_object
+from musespark.api.load import LoadedModel, load_model
+from musespark.api.settings import Settings
+from musespark.errors import InvalidRequest, SetupError
+
+T = TypeVar("T")
+
+MAX_HEADER_BYTES = 64 * 1024
+KEEP_ALIVE_S = 30
+BACKLOG = 512
+
+
+def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_model) -> None:
+    """Run until SIGTERM or Ctrl-C. Raises a SetupError if the state folder, the port or the checkpoint is unusable."""
+    logs.configure()
+    with Accounts.open(settings.state_dir) as accounts, bind(settings.host, settings.port) as listener:
+        app = create_app(None, accounts, settings)
+        server = _Server(_uvicorn_config(app, settings))
+        with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+            runner.run(_run(server, app.state.services, accounts, listener, load))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises SetupError with one sentence on what to do."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise SetupError(f"{host!r} is not an address that this machine knows; check MUSESPARK_HOST") from None
+    listener = socket.socket(family, kind, protocol)  # without the protocol asyncio leaves Nagle's 40 ms on
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(f"port {port} is in use; stop what listens there, or choose another with PORT=…") from None
+        raise SetupError(f"can't listen on {host} port {port}: {error.strerror}") from None
+    return listener
+
+
+def banner(settings: Settings, port: int, model_id: str, new_key: NewKey | None, database: str) -> str:
+    """What a person needs to begin: the base URL, the key (once), and a command to paste."""
+    base_url = f"http://{_reachable(settings.host)}:{port}/v1"
+    if new_key is None:
+        key, note = "$MUSESPARK_API_KEY", "yours from the first start; `musespark keys create` makes another"
+    else:
+        key, note = new_key.secret, f"shown only this once: {database} keeps a keyed hash of it"
+    body = orjson.dumps({"model": model_id, "messages": [{"role": "user", "content": "Hello!"}]}).decode()
+    headers = f"-H 'Content-Type: application/json' -H \"Authorization: Bearer {key}\""
+    lines = [
+        f"base URL  {base_url}",
+        f"model     {model_id}",
+        f"API key   {'' if new_key is None else key + ' '}({note})",
+    ]
+    return "\n".join(
+        [
+            "",
+            "Muse Spark is ready.",
+            *lines,
+            "",
+            "Try it:",
+            f"curl {base_url}/chat/completions {headers} -d '{body}'",
+            "",
+        ]
+    )
+
+
+async def _run(
+    server: _Server,
+    services: Services,
+    accounts: Accounts,
+    listener: socket.socket,
+    load: Callable[[Settings], LoadedModel],
+) -> None:
+    settings = services.settings
+    signals: asyncio.Queue[None] = asyncio.Queue()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, None)
+    stopping = asyncio.create_task(signals.get())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = _in_daemon_thread(lambda: load(settings))
+    tasks: set[asyncio.Future[Any]] = {loading, stopping, serving}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and not loading.exception():
+        model = loading.result()
+        services.provider = model.provider
+        port = listener.getsockname()[1]
+        new_key = accounts.create_first_key()
+        print(banner(settings, port, model.provider.model.id, new_key, str(accounts.database_path)), flush=True)
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        second = asyncio.create_task(_second_signal(signals, model))
+        server.should_exit = True
+        await model.close(settings.drain_s)
+        second.cancel()
+    server.should_exit = True
+    stopping.cancel()
+    await serving
+    if loading.done():
+        loading.result()  # raises what was wrong with the checkpoint
+
+
+async def _second_signal(signals: asyncio.Queue[None], model: LoadedModel) -> None:
+    await signals.get()
+    await model.close(0.0)
+
+
+def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """The result of `work`, in a thread that does not keep the process alive when loading is interrupted."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server was stopped meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return future
+
+
+def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=JsonErrorsProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_s)
+        + 5,  # the engine ends every answer by then; this is for readers
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, which would end the process after the drain, before we have cleaned up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class JsonErrorsProtocol(H11Protocol):
+    """HTTP/1.1 whose refusals of what is not HTTP have the same form as all our errors."""
+
+    def send_400_response(self, msg: str) -> None:
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()  # an answer has begun; another can't be put into it
+            return
+        text = f"this is not a valid HTTP/1.1 request, or its head is longer than {MAX_HEADER_BYTES:,} bytes"
+        body = orjson.dumps(error_object(InvalidRequest(text)))
+        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
+
+
+def _reachable(host: str) -> str:
+    """An address to connect to, for one to listen on."""
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host

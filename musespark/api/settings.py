@@ -1,0 +1,82 @@
+"""Everything that can be set about the server: environment variables `MUSESPARK_…`, and plain `PORT`.
+
+The only place that reads the environment; lower rooms get values as arguments.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from musespark.errors import ConfigError
+
+MIB = 1 << 20
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def default_state_dir() -> Path:
+    """The user's data folder, by the custom of the operating system."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "musespark"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "musespark"
+
+
+class Settings(BaseSettings):
+    """How the server runs. Arguments win over the environment, which wins over the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="MUSESPARK_", extra="ignore", populate_by_name=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, validation_alias=AliasChoices("MUSESPARK_PORT", "PORT"))
+    state_dir: Path = Field(default_factory=default_state_dir, description="folder of the database and the pepper")
+
+    checkpoint: Path | None = Field(None, description="checkpoint folder; None is the model in the box")
+    model_name: str | None = Field(None, pattern=MODEL_NAME, description="None: the folder's name")
+    precision: Literal["float32", "bf16", "int8"] | None = Field(None, description="None: int8 if quantised, else bf16")
+    threads: int | None = Field(None, ge=1, le=1024, description="of the native core; None: one per physical core")
+    kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache")
+    max_running: int = Field(16, ge=1, le=1024, description="choices generated at the same time")
+    max_waiting: int = Field(64, ge=1, description="requests in the queue; beyond it 429")
+
+    max_body_bytes: int = Field(32 * MIB, ge=1024, description="longest request body; beyond it 413")
+    body_timeout_s: float = Field(60.0, gt=0, description="for a client to send its body")
+    ping_s: float = Field(15.0, gt=0, description="silence in a stream before a comment keeps it open")
+    drain_s: float = Field(30.0, ge=0, description="for running requests to finish after SIGTERM")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="extra Host and Origin names accepted when listening on loopback, separated by commas"
+    )
+    open_metrics: bool = Field(False, description="serve /metrics without a key")
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can connect; then browsers on it are all that has to be kept out."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(name.strip().lower() for name in value.split(",") if name.strip())
+            if isinstance(value, str)
+            else value
+        )
+
+    @classmethod
+    def read(cls, **arguments: object) -> Settings:
+        """Settings from the environment and `arguments`, of which None means not given. Raises ConfigError."""
+        try:
+            return cls(**{name: value for name, value in arguments.items() if value is not None})  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0]) if first["loc"] else "setting"
+            name = name if name.isupper() else f"MUSESPARK_{name.upper()}"
+            raise ConfigError(f"{name} is {first['input']!r}: {first['msg']}") from None

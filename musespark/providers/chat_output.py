@@ -1,0 +1,103 @@
+"""One choice of a chat, from tokens to events: reasoning and content told apart, stop strings in the content only.
+
+Implements `musespark.engine.request.Output`; runs in the engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from musespark.chat.parser import ChatParser, Delta
+from musespark.chat.tokenizer import Tokenizer
+from musespark.engine.output import StopStrings
+from musespark.engine.request import FinishReason, SampledToken
+from musespark.providers.base import ContentDelta, ReasoningDelta, TokenLogprob
+
+
+class ChatOutput:
+    """`logprobs` says whether content deltas carry those of their tokens: each is sent with the text that it begins."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, stop: Sequence[str], *, logprobs: bool) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._parser = ChatParser(tokenizer)
+        self._stop = StopStrings(stop)
+        self._logprobs = _ContentTokens(tokenizer) if logprobs else None
+        self._num_sent = 0  # characters of content
+        self._deltas: list[object] = []
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return self._parser.reasoning_tokens
+
+    def push(self, token: SampledToken) -> FinishReason | None:
+        deltas = self._parser.push(token.id)
+        if self._logprobs is not None:
+            self._logprobs.push(token, self._parser.body, deltas)
+        self._add(deltas)
+        return None if self._stop.stopped is None else "stop"
+
+    def finish(self) -> None:
+        deltas = self._parser.finish()
+        if self._stop.stopped is None:
+            self._add(deltas)
+            self._send(self._stop.flush(), last=True)
+
+    def take(self) -> list[object]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _add(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            if self._stop.stopped is not None:
+                return
+            if delta.kind == "reasoning":
+                self._deltas.append(ReasoningDelta(self._index, delta.text))
+            else:
+                self._send(self._stop.push(delta.text))
+
+    def _send(self, text: str, *, last: bool = False) -> None:
+        self._num_sent += len(text)
+        tokens: tuple[TokenLogprob, ...] = ()
+        if self._logprobs is not None:
+            tokens = self._logprobs.take(None if last else self._num_sent)
+        if text or tokens:
+            self._deltas.append(ContentDelta(self._index, text, tokens))
+
+
+class _ContentTokens:
+    """Which of the tokens are content, and at which character each begins."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._num_read = 0  # characters of content that the parser has given out
+        self._undecided: list[SampledToken] = []  # may turn out to be a header, or content without one
+        self._waiting: list[tuple[int, SampledToken]] = []
+
+    def push(self, token: SampledToken, body: str | None, deltas: Sequence[Delta]) -> None:
+        if self._tokenizer.is_special(token.id) or body == "reasoning":
+            self._undecided.clear()
+        else:
+            self._undecided.append(token)
+            if body == "content":
+                self._waiting += [(self._num_read, decided) for decided in self._undecided]
+                self._undecided.clear()
+        self._num_read += sum(len(delta.text) for delta in deltas if delta.kind == "content")
+
+    def take(self, num_sent: int | None) -> tuple[TokenLogprob, ...]:
+        """Those that begin before character `num_sent`, or all of them, once."""
+        ready = [token for start, token in self._waiting if num_sent is None or start < num_sent]
+        del self._waiting[: len(ready)]
+        return tuple(self._describe(token) for token in ready)
+
+    def _describe(self, token: SampledToken) -> TokenLogprob:
+        assert token.logprob is not None
+        top = tuple(self._name(token_id, logprob) for token_id, logprob in token.top)
+        return self._name(token.id, token.logprob, top)
+
+    def _name(self, token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        text = self._tokenizer.special_name(token_id)
+        if text is not None:
+            return TokenLogprob(text, text.encode(), logprob, top)
+        data = self._tokenizer.token_bytes(token_id)
+        return TokenLogprob(data.decode("utf-8", "replace"), data, logprob, top)

@@ -1,0 +1,180 @@
+"""Our own engine as a provider: a conversation becomes a prompt, the engine's deltas become events.
+
+Rendering decodes images and encodes text, which takes up to seconds; two threads of its own do it, so that neither the
+event loop nor the check of a key waits for somebody's large picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from musespark.chat.image_files import read_header
+from musespark.chat.images import plan_grid
+from musespark.chat.messages import Image
+from musespark.chat.templates import ChatSettings, Prompt, render
+from musespark.chat.tokenizer import Tokenizer
+from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
+from musespark.engine.service import EngineService, Generation
+from musespark.errors import ContextTooLong, InvalidRequest
+from musespark.model.generation import GenerationDefaults
+from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ModelInfo, ReasoningDelta
+from musespark.providers.chat_output import ChatOutput
+
+RENDER_THREADS = 2
+
+
+class LocalProvider:
+    """Answers from `service`, which the caller closes; `close` only ends the threads that render."""
+
+    def __init__(
+        self,
+        service: EngineService,
+        tokenizer: Tokenizer,
+        settings: ChatSettings,
+        defaults: GenerationDefaults,
+        model: ModelInfo,
+    ) -> None:
+        self.model = model
+        self._service = service
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._defaults = defaults
+        self._end_ids = tokenizer.stop_token_ids | frozenset(defaults.eos_token_ids)
+        self._threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
+
+    @property
+    def ready(self) -> bool:
+        return self._service.ready
+
+    async def chat(self, request: ChatRequest) -> LocalStream:
+        loop = asyncio.get_running_loop()
+        generation = self._service.generate(await loop.run_in_executor(self._threads, self._engine_request, request))
+        try:
+            await generation.admitted()
+        except BaseException:
+            await generation.aclose()
+            raise
+        return LocalStream(generation)
+
+    def metrics(self) -> Mapping[str, float]:
+        stats = self._service.stats
+        numbers: dict[str, float] = {
+            "engine_ready": stats.ready,
+            "engine_running_choices": stats.running,
+            "engine_waiting_choices": stats.waiting,
+            "engine_steps_total": stats.num_steps_total,
+            "engine_preemptions_total": stats.num_preemptions_total,
+            "engine_overloaded_total": stats.num_overloaded_total,
+            "engine_failed_requests_total": stats.num_failed_total,
+            "engine_images_encoded_total": stats.num_images_encoded_total,
+            "engine_image_features_bytes": stats.image_features_bytes,
+        }
+        for group, pages in (("full", stats.full_pages), ("sliding", stats.sliding_pages)):
+            numbers |= {f"kv_{group}_pages_{state}": getattr(pages, state) for state in ("free", "used", "cached")}
+        return numbers
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _engine_request(self, request: ChatRequest) -> Request:
+        """Raises InvalidRequest and its kinds. Cheap checks first, the images last."""
+        self._sampling(request, max_tokens=1)
+        self._output(request, 0)
+        self._check_image_sizes(request)
+        try:
+            prompt = render(
+                request.messages, self._tokenizer, self._settings, reasoning_effort=request.reasoning_effort
+            )
+        except InvalidRequest as error:
+            error.param = error.param or "messages"
+            raise
+        return Request(
+            id=request.id,
+            prompt=tuple(prompt.token_ids),
+            images=prompt.images,
+            image_spans=prompt.image_spans,
+            sampling=self._sampling(request, max_tokens=request.max_tokens or self._room_left(prompt)),
+            salt=request.cache_salt,
+            n=request.n,
+            make_output=lambda index: self._output(request, index),
+        )
+
+    def _check_image_sizes(self, request: ChatRequest) -> None:
+        """Refuse by their headers images that no context holds, before a pixel is decoded."""
+        num_tokens = 0
+        for i, message in enumerate(request.messages):
+            for j, part in enumerate(message.content):
+                if isinstance(part, Image):
+                    try:
+                        header = read_header(part.data)
+                    except InvalidRequest as error:
+                        error.param = f"messages.{i}.content.{j}"
+                        raise
+                    rows, columns = plan_grid(header.width, header.height)
+                    num_tokens += rows * columns
+        limit = self._service.context_length
+        if num_tokens >= limit:
+            raise ContextTooLong(
+                f"the images alone take {num_tokens:,} tokens, this model takes {limit:,}; send fewer or smaller ones",
+                param="messages",
+            )
+
+    def _room_left(self, prompt: Prompt) -> int:
+        """The default of max_tokens; 1 for a prompt that leaves no room, which the engine refuses with the numbers."""
+        return max(self._service.context_length - len(prompt.token_ids), 1)
+
+    def _sampling(self, request: ChatRequest, *, max_tokens: int) -> SamplingParams:
+        given = {
+            name: value
+            for name in ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "seed")
+            if (value := getattr(request, name)) is not None
+        }
+        defaults = self._defaults
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=defaults.temperature if request.temperature is None else request.temperature,
+            top_p=defaults.top_p if request.top_p is None else request.top_p,
+            logit_bias=request.logit_bias,
+            logprobs=request.logprobs,
+            # With ignore_eos the model's own end is ordinary text; the client's stop tokens still stop.
+            stop_token_ids=request.stop_token_ids | (frozenset() if request.ignore_eos else self._end_ids),
+            **given,
+        )
+
+    def _output(self, request: ChatRequest, index: int) -> ChatOutput:
+        return ChatOutput(index, self._tokenizer, request.stop, logprobs=request.logprobs is not None)
+
+
+class LocalStream:
+    """A `ChatStream` over a `Generation`."""
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._events: deque[ChatEvent] = deque()
+
+    @property
+    def usage(self) -> Usage | None:
+        return self._generation.usage
+
+    def __aiter__(self) -> LocalStream:
+        return self
+
+    async def __anext__(self) -> ChatEvent:
+        while not self._events:
+            event = await anext(self._generation)
+            if isinstance(event, TokenEvent):
+                for delta in event.deltas:
+                    assert isinstance(delta, ContentDelta | ReasoningDelta)
+                    self._events.append(delta)
+            elif isinstance(event, UsageEvent):
+                self._events.append(event.usage)
+            elif isinstance(event, FinishEvent) and event.reason != "cancelled":
+                self._events.append(Finished(event.index, event.reason))
+        return self._events.popleft()
+
+    async def aclose(self) -> None:
+        self._events.clear()
+        await self._generation.aclose()
