@@ -44,6 +44,8 @@ REQUIRED_TOKENS: tuple[str, ...] = (
     *("<|image_start|>", "<|image_end|>", "<|patch|>"),
 )
 
+LARGEST_ID = 1 << 24  # far above any published vocabulary
+
 # Longest text given to the BPE at once, in characters: its split pattern backtracks, see `_pieces`.
 PIECE_LENGTH = 32_768
 # Where a text may be cut without changing its tokens: no token of a byte-level BPE of the GPT-2, Llama or o200k kind
@@ -148,6 +150,8 @@ class Tokenizer:
         control = {t["content"]: t["id"] for t in added if t["special"] or _CONTROL_NAME.fullmatch(t["content"])}
         vocab = {name: i for name, i in model["vocab"].items() if name not in control}
         ordinary = [t for t in added if t["content"] not in control]
+        ids = vocab | control | {t["content"]: t["id"] for t in ordinary}
+        self._check_ids(ids, model["vocab"])
         text_only = description | {
             "added_tokens": ordinary,
             "post_processor": None,
@@ -160,12 +164,20 @@ class Tokenizer:
         self._specials: dict[str, int] = control
         self._special_ids = frozenset(control.values())
         self._special_names = {token_id: name for name, token_id in control.items()}
-        self.vocab_size: int = 1 + max(*vocab.values(), *control.values(), *(t["id"] for t in ordinary), 0)
+        self.vocab_size: int = 1 + max(ids.values())
         self._bytes = [b""] * self.vocab_size
         for name, i in vocab.items():
             self._bytes[i] = bytes(_BYTE_OF_CHARACTER[character] for character in name)
         for token in ordinary:
             self._bytes[token["id"]] = token["content"].encode()
+
+    def _check_ids(self, ids: dict[str, Any], vocab: dict[str, Any]) -> None:
+        """A control token that shares its id with a letter would let text be control."""
+        for name, i in ids.items():
+            if type(i) is not int or not 0 <= i <= LARGEST_ID or vocab.get(name, i) != i:
+                raise CheckpointError(f"{self._source} gives the token {name!r} a wrong id or two: {i!r}")
+        if len(set(ids.values())) != len(ids):
+            raise CheckpointError(f"{self._source} gives two tokens the same id")
 
     def _check(self) -> None:
         """What the house relies on: the names, every byte, text back unchanged, no way in for control ids."""

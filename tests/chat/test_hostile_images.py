@@ -160,9 +160,9 @@ def bombs() -> dict[str, bytes]:
 
 @pytest.mark.parametrize(("name", "file"), bombs().items(), ids=bombs())
 def test_decompression_bombs_are_refused_by_their_headers(name: str, file: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     message = refusal(file)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert "pixels" in message, name
 
 
@@ -228,19 +228,19 @@ def test_twenty_megabytes_of_comments_take_no_time() -> None:
         gif[:at] + b"!\xfe" + b"\x01c" * 9_000_000 + b"\0" + gif[at:],
         gif[:at] + b"\0" * 20_000_000,
     ]
-    start = time.perf_counter()
+    start = time.process_time()
     for file in files:
         refusal(file)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("name", [b"iCCP", b"zTXt", b"iTXt"])
 def test_compressed_metadata_bombs(name: bytes) -> None:
     inflated = zlib.compress(b"\0" * 200_000_000, 9)
-    start = time.perf_counter()
+    start = time.process_time()
     fields = b"\1\0\0\0" if name == b"iTXt" else b"\0"
     refusal(with_png_chunks(FILES["png"], png_chunk(name, b"a\0" + fields + inflated)))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_a_second_colour_profile_is_refused() -> None:
@@ -270,10 +270,10 @@ def test_the_pixels_of_all_images_on_both_sides_of_the_limit(monkeypatch: pytest
 
 def test_a_prompt_of_bombs_is_refused_before_the_first_is_decoded() -> None:
     file = encoded(Image.new("1", (10_000, 5_000)), "PNG")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(InvalidImage, match="150,000,000 pixels together"):
         load_images([file] * 3)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_headers_are_read_as_pillow_reads_them() -> None:
