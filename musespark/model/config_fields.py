@@ -6,7 +6,6 @@ build and the products of sizes inside 64 bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
@@ -86,7 +85,7 @@ def integers(data: Mapping[str, Any], name: str, where: str, default: tuple[int,
 
 def number(data: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
     """A positive finite number."""
-    value = default if data.get(name) is None else data[name]
+    value: Any = default if data.get(name) is None else data[name]
     if not _is_number(value) or value == 0:
         raise ConfigError(f"{where}: {name} is {show(value)}; it must be a positive number up to {LARGEST_NUMBER:g}")
     return float(value)
@@ -115,5 +114,5 @@ def flags(data: Mapping[str, Any], name: str, where: str, default: tuple[bool, .
 
 
 def _is_number(value: Any) -> bool:
-    """Whether `value` is a number from 0 to LARGEST_NUMBER; a boolean is none, nor is NaN."""
-    return type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER and math.isfinite(value)
+    """Whether `value` is a number from 0 to LARGEST_NUMBER. A boolean is none, and NaN fails every comparison."""
+    return type(value) in (int, float) and 0 <= value <= LARGEST_NUMBER

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +42,12 @@ class GenerationDefaults:
         if not eos or not all(type(token) is int and 0 <= token <= LARGEST_SIZE for token in eos):
             raise CheckpointError(f"generation_config.json: eos_token_id is {show(eos)}; it must hold token ids")
         temperature, top_p = given.get("temperature", 1.0), given.get("top_p", 1.0)
-        if not _is_number(temperature) or not 0 <= temperature <= 2:
+        # NaN fails every comparison.
+        if type(temperature) not in (int, float) or not 0 <= temperature <= 2:
             raise CheckpointError(f"generation_config.json: temperature is {show(temperature)}; it must be from 0 to 2")
-        if not _is_number(top_p) or not 0 < top_p <= 1:
+        if type(top_p) not in (int, float) or not 0 < top_p <= 1:
             raise CheckpointError(f"generation_config.json: top_p is {show(top_p)}; it must be above 0 and at most 1")
         return cls(tuple(eos), float(temperature), float(top_p))
 
     def to_dict(self) -> dict[str, Any]:
         return {"eos_token_id": list(self.eos_token_ids), "temperature": self.temperature, "top_p": self.top_p}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)

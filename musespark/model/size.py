@@ -9,16 +9,24 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from musespark.errors import CheckpointError, ConfigError
 from musespark.model.config import ModelConfig
 from musespark.model.pack_quantized import Bits, Quantization
-from musespark.model.quantize import default_group_size, quantized_layout
-from musespark.model.tensor_file import DTYPES, Dtype
-from musespark.model.tensors import Shape, audio_tensors, expected_tensors, is_buffer, is_float32
+from musespark.model.quantize import default_group_size
+from musespark.model.tensors import (
+    Shape,
+    audio_tensors,
+    expected_tensors,
+    expert_parts,
+    is_buffer,
+    is_float32,
+    is_fused_experts,
+    is_quantizable,
+)
 
 Precision = Literal["float32", "bf16", "int8", "int4"]
 
@@ -153,13 +161,12 @@ def describe(config: ModelConfig, *, context_tokens: int | None = None, memory_b
     if memory_bytes is not None and memory_bytes < 0:
         raise ConfigError(f"a memory of {memory_bytes:,} bytes is out of range")
     audio = {} if config.audio is None else audio_tensors(config.audio, config.text.hidden_size)
-    layouts = _layouts(config)
+    loaded = _loaded_bytes(config)
     report = Report(
         parameters=_parameters(config, expected_tensors(config) | audio),
-        checkpoint_bytes={
-            name: _size_bytes((layout | _plain(audio, name)).values()) for name, layout in layouts.items()
-        },
-        loaded_bytes={name: _size_bytes(layout.values()) for name, layout in layouts.items()},
+        # The audio tower is never quantised.
+        checkpoint_bytes={name: size + _plain_bytes(audio, name) for name, size in loaded.items()},
+        loaded_bytes=loaded,
         kv_cache={"float32": _kv_cache(config, 4), "bf16": _kv_cache(config, 2)},
         context_tokens=context_tokens,
     )
@@ -193,29 +200,38 @@ def _parameters(config: ModelConfig, shapes: Mapping[str, Shape]) -> Parameters:
     )
 
 
-def _layouts(config: ModelConfig) -> dict[Precision, dict[str, tuple[Dtype, Shape]]]:
-    """Precision -> what a checkpoint of it holds, as `save_checkpoint` and `quantize_checkpoint` write it."""
+def _loaded_bytes(config: ModelConfig) -> dict[Precision, int]:
+    """Precision -> bytes of the tensors that `save_checkpoint` or `quantize_checkpoint` writes for it."""
     shapes = expected_tensors(config)
-    layouts: dict[Precision, dict[str, tuple[Dtype, Shape]]] = {
-        "float32": _plain(shapes, "float32"),
-        "bf16": _plain(shapes, "bf16"),
+    sizes: dict[Precision, int] = {
+        "float32": _plain_bytes(shapes, "float32"),
+        "bf16": _plain_bytes(shapes, "bf16"),
     }
     quantized: tuple[tuple[Precision, Bits], ...] = (("int8", 8), ("int4", 4))
     for precision, bits in quantized:
         try:
-            group_size = default_group_size(config, bits)
+            quantization = Quantization(bits, default_group_size(config, bits))
         except CheckpointError:  # no group divides the widths of this model: it has no such checkpoint
             continue
-        layouts[precision] = quantized_layout(config, Quantization(bits, group_size))
-    return layouts
+        kept = {name: shape for name, shape in shapes.items() if not is_quantizable(name)}
+        packed = (_packed_bytes(name, shape, quantization) for name, shape in shapes.items() if name not in kept)
+        sizes[precision] = _plain_bytes(kept, "bf16") + sum(packed)
+    return sizes
 
 
-def _plain(shapes: Mapping[str, Shape], precision: Precision) -> dict[str, tuple[Dtype, Shape]]:
-    return {n: ("F32" if precision == "float32" or is_float32(n) else "BF16", shape) for n, shape in shapes.items()}
+def _plain_bytes(shapes: Mapping[str, Shape], precision: Precision) -> int:
+    return sum(
+        math.prod(shape) * (4 if precision == "float32" or is_float32(name) else 2) for name, shape in shapes.items()
+    )
 
 
-def _size_bytes(tensors: Iterable[tuple[Dtype, Shape]]) -> int:
-    return sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in tensors)
+def _packed_bytes(name: str, shape: Shape, quantization: Quantization) -> int:
+    """int32 words, bfloat16 scales and one int64 shape a matrix; expert matrices are stored one by one."""
+    *_, width = shape
+    num_rows = math.prod(shape) // width
+    num_matrices = len(expert_parts(name, (1, *shape[1:]))) * shape[0] if is_fused_experts(name) else 1
+    row_bytes = 4 * quantization.packed_width(width) + 2 * (width // quantization.group_size)
+    return num_rows * row_bytes + 16 * num_matrices
 
 
 def _kv_cache(config: ModelConfig, item_bytes: int) -> KvCache:
