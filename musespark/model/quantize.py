@@ -57,7 +57,11 @@ def quantize_checkpoint(
         )
     if target.resolve() == source.resolve():
         raise CheckpointError(f"{target} is the source itself; write the quantised checkpoint into another folder")
-    quantization = Quantization(bits, group_size or default_group_size(checkpoint.config, bits))
+    if group_size is None:
+        group_size = default_group_size(checkpoint.config, bits)
+    if group_size < SMALLEST_GROUP:
+        raise CheckpointError(f"group_size is {group_size}; below {SMALLEST_GROUP} the scales cost more than they save")
+    quantization = Quantization(bits, group_size)
     layout = quantized_layout(checkpoint.config, quantization)
     matrices = _Matrices(checkpoint)
     done = 0

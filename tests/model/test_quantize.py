@@ -154,6 +154,9 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     source = saved_toy(tmp_path / "float")
     with pytest.raises(CheckpointError, match=r"group_size 32 doesn't divide the 48 inputs of .*down_proj"):
         quantize_checkpoint(source, tmp_path / "small", group_size=32)
+    for group_size in (7, 0, -16):
+        with pytest.raises(CheckpointError, match=f"group_size is {group_size}; below 8"):
+            quantize_checkpoint(source, tmp_path / "small", group_size=group_size)
     with pytest.raises(CheckpointError, match="is the source itself"):
         quantize_checkpoint(source, tmp_path / "float" / ".." / "float")
     tensors = random_tensors()
