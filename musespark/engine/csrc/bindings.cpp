@@ -1,5 +1,235 @@
+// The Python module musespark.engine._native. Arrays come in as they are, never converted or copied; NativeRunner (native.py)
+// is what the rest of the project uses.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings_kernels.h"
+#include "isa.h"
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace musespark {
+namespace {
+
+template <class T, class... Shape>
+using Array = nb::ndarray<T, nb::c_contig, nb::device::cpu, Shape...>;
+template <class T>
+using Vector = Array<T, nb::ndim<1>>;
+template <class T>
+using Table = Array<T, nb::ndim<2>>;
+
+template <class T>
+int64_t extent(const T& array, size_t axis) {
+    return static_cast<int64_t>(array.shape(axis));
+}
+
+void require(bool condition, const std::string& message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+// `fetch(name)` in native.py gives (dtype, array, scales or None, group size).
+class PythonSource : public TensorSource {
+public:
+    explicit PythonSource(nb::callable fetch) : fetch_(std::move(fetch)) {}
+    using TensorSource::get;
+
+    Tensor get(const std::string& name) override {
+        auto fetched = std::make_shared<nb::tuple>(nb::cast<nb::tuple>(fetch_(name)));
+        const auto dtype = nb::cast<std::string>((*fetched)[0]);
+        const auto array = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>((*fetched)[1]);
+        Tensor tensor;
+        tensor.name = name;
+        tensor.data = array.data();
+        tensor.owner = fetched;
+        for (size_t i = 0; i < array.ndim(); ++i) tensor.shape.push_back(extent(array, i));
+        require(!tensor.shape.empty() && array.size() > 0, name + " is empty");
+        if (dtype == "F32" && array.dtype() == nb::dtype<float>()) {
+            tensor.type = Tensor::Type::float32;
+        } else if (dtype == "F16" && array.dtype() == nb::dtype<uint16_t>()) {
+            tensor.type = Tensor::Type::float16;
+        } else if (dtype == "BF16" && array.dtype() == nb::dtype<uint16_t>()) {
+            tensor.type = Tensor::Type::bfloat16;
+        } else if (dtype == "I8" && array.dtype() == nb::dtype<int8_t>()) {
+            add_scales(tensor, *fetched);
+        } else {
+            throw std::invalid_argument(name + " has the type " + dtype + ", which can't be loaded");
+        }
+        return tensor;
+    }
+
+private:
+    static void add_scales(Tensor& tensor, const nb::tuple& fetched) {
+        const auto scales = nb::cast<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(fetched[2]);
+        tensor.type = Tensor::Type::int8;
+        tensor.scales = scales.data();
+        tensor.group_size = nb::cast<int64_t>(fetched[3]);
+        const int64_t group = tensor.group_size;
+        // A group's dot product of at most 2^15 products of 255 * 127 fits in 32 bits.
+        require(group >= 4 && group % 4 == 0 && group <= 1 << 15, tensor.name + " has groups of " + std::to_string(group) +
+                                                                      " inputs; they must be a multiple of 4, up to 32768");
+        std::vector<int64_t> expected = tensor.shape;
+        require(expected.back() % group == 0, tensor.name + " has a last group that is not full");
+        expected.back() /= group;
+        std::vector<int64_t> found;
+        for (size_t i = 0; i < scales.ndim(); ++i) found.push_back(extent(scales, i));
+        require(found == expected, tensor.name + " has scales of another shape");
+    }
+
+    nb::callable fetch_;
+};
+
+Precision precision_of(const std::string& name) {
+    if (name == "float32") return Precision::float32;
+    if (name == "bf16") return Precision::bfloat16;
+    if (name == "int8") return Precision::int8;
+    throw std::invalid_argument("precision is '" + name + "'; it must be float32, bf16 or int8");
+}
+
+TextConfig text_config(const nb::dict& d) {
+    const auto size = [&](const char* name) { return nb::cast<int64_t>(d[name]); };
+    const auto number = [&](const char* name) { return nb::cast<float>(d[name]); };
+    TextConfig c;
+    c.vocab_size = size("vocab_size");
+    c.hidden_size = size("hidden_size");
+    c.intermediate_size = size("intermediate_size");
+    c.num_attention_heads = size("num_attention_heads");
+    c.num_key_value_heads = size("num_key_value_heads");
+    c.head_dim = size("head_dim");
+    c.max_position_embeddings = size("max_position_embeddings");
+    c.sliding_window = size("sliding_window");
+    c.moe_hidden_size = size("moe_hidden_size");
+    c.moe_intermediate_size = size("moe_intermediate_size");
+    c.num_local_experts = size("num_local_experts");
+    c.num_experts_per_tok = size("num_experts_per_tok");
+    c.rms_norm_eps = number("rms_norm_eps");
+    c.post_norm_eps = number("post_norm_eps");
+    c.final_logit_softcapping = number("final_logit_softcapping");
+    c.qk_scale_factor = number("qk_scale_factor");
+    c.output_multiplier = number("output_multiplier");
+    c.routed_scaling_factor = number("routed_scaling_factor");
+    c.residual_gate_temperature = number("residual_gate_temperature");
+    c.rotary_frequencies = nb::cast<std::vector<float>>(d["rotary_frequencies"]);
+    const auto sliding = nb::cast<std::vector<bool>>(d["sliding"]);
+    const auto sparse = nb::cast<std::vector<bool>>(d["sparse"]);
+    const auto rope = nb::cast<std::vector<bool>>(d["rope"]);
+    require(sliding.size() == sparse.size() && sliding.size() == rope.size(), "the lists of layers differ in length");
+    for (size_t i = 0; i < sliding.size(); ++i) c.layers.push_back({sliding[i], sparse[i], rope[i]});
+    return c;
+}
+
+VisionConfig vision_config(const nb::dict& d) {
+    const auto size = [&](const char* name) { return nb::cast<int64_t>(d[name]); };
+    VisionConfig c;
+    c.hidden_size = size("hidden_size");
+    c.intermediate_size = size("intermediate_size");
+    c.num_attention_heads = size("num_attention_heads");
+    c.patch_size = size("patch_size");
+    c.merge_size = size("merge_size");
+    c.window = size("window");
+    c.projector_hidden_size = size("projector_hidden_size");
+    c.layer_norm_eps = nb::cast<float>(d["layer_norm_eps"]);
+    c.rotary_frequencies = nb::cast<std::vector<float>>(d["rotary_frequencies"]);
+    c.full_attention = nb::cast<std::vector<bool>>(d["full_attention"]);
+    return c;
+}
+
+void construct(Model* self, const nb::dict& text, const nb::object& vision, nb::callable fetch, const std::string& precision,
+               int64_t num_full_pages, int64_t num_sliding_pages, int num_threads, const std::string& isa) {
+    PythonSource source(std::move(fetch));
+    std::optional<VisionConfig> with_vision;
+    if (!vision.is_none()) with_vision = vision_config(nb::cast<nb::dict>(vision));
+    new (self) Model(source, text_config(text), with_vision,
+                     {precision_of(precision), num_full_pages, num_sliding_pages, num_threads, isa});
+}
+
+void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<const int64_t>& positions,
+             const Vector<const int32_t>& query_start, const Table<const int32_t>& full_block_table,
+             const Table<const int32_t>& sliding_block_table, const Vector<const int32_t>& embed_rows,
+             const Table<const float>& embeds, const Vector<const int32_t>& logit_rows, const Table<float>& logits) {
+    Batch batch = {};
+    batch.num_tokens = extent(token_ids, 0);
+    batch.num_sequences = extent(query_start, 0) - 1;
+    batch.full_columns = extent(full_block_table, 1);
+    batch.sliding_columns = extent(sliding_block_table, 1);
+    batch.num_embeds = extent(embed_rows, 0);
+    batch.num_logits = extent(logit_rows, 0);
+    require(batch.num_tokens <= INT32_MAX, "a batch takes at most 2^31 - 1 tokens");
+    require(extent(positions, 0) == batch.num_tokens, "positions must have one entry for each token id");
+    require(batch.num_sequences >= 0, "query_start must have at least one entry");
+    require(extent(full_block_table, 0) == batch.num_sequences && extent(sliding_block_table, 0) == batch.num_sequences,
+            "the block tables must have one row for each sequence");
+    require(extent(embeds, 0) == batch.num_embeds && extent(embeds, 1) == self.text().hidden_size,
+            "embeds must be (len(embed_rows), hidden_size)");
+    require(extent(logits, 0) == batch.num_logits && extent(logits, 1) == self.text().vocab_size,
+            "logits must be (len(logit_rows), vocab_size)");
+    batch.token_ids = token_ids.data();
+    batch.positions = positions.data();
+    batch.query_start = query_start.data();
+    batch.full_block_table = full_block_table.data();
+    batch.sliding_block_table = sliding_block_table.data();
+    batch.embed_rows = embed_rows.data();
+    batch.embeds = embeds.data();
+    batch.logit_rows = logit_rows.data();
+    const nb::gil_scoped_release release;
+    self.forward(batch, logits.data());
+}
+
+void encode_image(Model& self, const Table<const float>& patches, int64_t rows, int64_t columns, const Table<float>& features) {
+    require(self.vision().has_value(), "this checkpoint has no vision tower, so it takes no images");
+    const int64_t merged = self.vision()->merge_size * self.vision()->merge_size;
+    require(rows >= 1 && columns >= 1 && rows <= INT32_MAX && columns <= INT32_MAX && extent(patches, 0) == rows * columns &&
+                extent(patches, 1) == self.vision()->frame_size(),
+            "patches must be (rows * columns, 3 * patch_size^2)");
+    require(extent(features, 0) == rows * columns / merged && extent(features, 1) == self.text().hidden_size,
+            "features must be (number of merged patches, hidden_size)");
+    const nb::gil_scoped_release release;
+    self.encode_image(patches.data(), rows, columns, features.data());
+}
+
+nb::dict build_info() {
+    nb::dict info;
+#ifdef __clang__
+    info["compiler"] = "clang " __clang_version__;
+#else
+    info["compiler"] = "gcc " __VERSION__;
+#endif
+    info["isas"] = nb::cast(available_isas());
+    info["page_tokens"] = kPageTokens;
+    info["max_threads"] = ThreadPool::kMaxThreads;
+    return info;
+}
+
+}  // namespace
+}  // namespace musespark
 
 NB_MODULE(_native, m) {
-    m.def("build_info", [] { return "minimal"; });
+    using namespace musespark;
+    m.doc() = "The native CPU runner of Muse Spark; used through musespark.engine.native.";
+    m.def("build_info", &build_info);
+    m.def("page_bytes", [](const nb::dict& text, const std::string& precision) {
+        return page_bytes(text_config(text), precision_of(precision));
+    }, "text"_a, "precision"_a);
+    nb::class_<Model>(m, "Model")
+        .def("__init__", &construct, "text"_a, "vision"_a.none(), "fetch"_a, "precision"_a, "num_full_pages"_a,
+             "num_sliding_pages"_a, "num_threads"_a, "isa"_a)
+        // noconvert: a wrong type is an error of the caller, not a reason for a silent copy.
+        .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(),
+             "full_block_table"_a.noconvert(), "sliding_block_table"_a.noconvert(), "embed_rows"_a.noconvert(),
+             "embeds"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
+        .def("encode_image", &encode_image, "patches"_a.noconvert(), "rows"_a, "columns"_a, "features"_a.noconvert())
+        .def("close", [](Model& self) {
+            const nb::gil_scoped_release release;
+            self.close();
+        })
+        .def_prop_ro("isa", &Model::isa)
+        .def_prop_ro("num_threads", &Model::num_threads);
+    bind_kernels(m);
 }

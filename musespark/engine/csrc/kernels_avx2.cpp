@@ -1,0 +1,57 @@
+// AVX2 with FMA: vectors of 8 floats.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+namespace musespark {
+namespace {
+
+struct Simd {
+    using Float = __m256;
+    using Int = __m256i;
+    static constexpr int kWidth = 8;
+    static constexpr int kTileRows[3] = {6, 4, 2};  // times two vectors a panel, in 16 registers
+    static constexpr int kTilePanels[3] = {1, 1, 1};
+    static constexpr int kNarrowPanels = 2;
+
+    static Float zero() { return _mm256_setzero_ps(); }
+    static Float load(const float* p) { return _mm256_loadu_ps(p); }
+    static void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
+    static Float set1(float x) { return _mm256_set1_ps(x); }
+    static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+    static Float multiply(Float a, Float b) { return _mm256_mul_ps(a, b); }
+    static Float multiply_add(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+
+    static Int load_int(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+    static Int set1_int(int32_t x) { return _mm256_set1_epi32(x); }
+    static Float to_float(Int x) { return _mm256_cvtepi32_ps(x); }
+
+    // sum + a.even * b.even + a.odd * b.odd, for the two bfloat16 in each 32 bits.
+    static Float dot_bfloat16(Float sum, Int a, Int b) {
+        const Int high = _mm256_set1_epi32(static_cast<int32_t>(0xFFFF0000U));
+        sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+                              _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)), sum);
+        return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, high)),
+                               _mm256_castsi256_ps(_mm256_and_si256(b, high)), sum);
+    }
+
+    // sum + the four products of bytes in each 32 bits. Exact: |w| * (x with the sign of w), |x| <= 127, so that pairs of at
+    // most 2 * 128 * 127 fit in 16 bits.
+    static constexpr uint8_t kInt8WeightXor = 0;
+    static Int dot_int8(Int sum, Int weights, Int x) {
+        const Int pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+};
+
+}  // namespace
+}  // namespace musespark
+
+#include "kernel_templates.h"
+
+namespace musespark {
+const Kernels& kernels_avx2() {
+    static constexpr Kernels table = make_kernels("avx2");
+    return table;
+}
+}  // namespace musespark

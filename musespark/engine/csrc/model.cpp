@@ -1,0 +1,104 @@
+#include "model.h"
+
+#include <stdexcept>
+
+#include "isa.h"
+
+namespace musespark {
+
+namespace {
+
+void require(bool condition, const char* what) {
+    if (!condition) throw std::invalid_argument(std::string("the configuration can't be run: ") + what);
+}
+
+// What the code relies on for its own safety; musespark/model/config.py gives the friendlier messages.
+void check(const TextConfig& c) {
+    for (const int64_t size : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads,
+                               c.head_dim, c.max_position_embeddings, c.sliding_window, c.moe_hidden_size,
+                               c.moe_intermediate_size, c.num_local_experts, c.num_experts_per_tok}) {
+        require(size >= 1 && size <= int64_t{1} << 31, "a size is not positive, or is above 2^31");
+    }
+    require(!c.layers.empty(), "no layers");
+    require(c.num_attention_heads % c.num_key_value_heads == 0, "query heads are not a multiple of kv heads");
+    require(c.head_dim % 2 == 0, "head_dim is odd");
+    require(c.num_experts_per_tok <= c.num_local_experts, "more experts per token than experts");
+    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim / 2, "one rotary frequency per pair is needed");
+}
+
+void check(const VisionConfig& c) {
+    for (const int64_t size : {c.hidden_size, c.intermediate_size, c.num_attention_heads, c.patch_size, c.merge_size, c.window,
+                               c.projector_hidden_size}) {
+        require(size >= 1 && size <= int64_t{1} << 31, "a size of the vision tower is not positive, or is above 2^31");
+    }
+    require(c.hidden_size % c.num_attention_heads == 0 && c.head_dim() % 4 == 0, "vision heads must have a multiple of 4 channels");
+    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim() / 4, "one vision frequency per pair is needed");
+}
+
+Format text_format(Precision precision) {
+    switch (precision) {
+        case Precision::float32:
+            return Format::float32;
+        case Precision::bfloat16:
+            return Format::bfloat16;
+        case Precision::int8:
+            break;
+    }
+    return Format::int8;
+}
+
+}  // namespace
+
+Model::Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision, const ModelOptions& options)
+    : text_config_(text), vision_config_(vision), kernels_(choose_kernels(options.isa)), num_threads_(options.num_threads) {
+    check(text_config_);
+    if (vision_config_) check(*vision_config_);
+    // Block tables hold page ids in 32 bits.
+    for (const int64_t pages : {options.num_full_pages, options.num_sliding_pages}) {
+        require(pages >= 0 && pages <= INT32_MAX, "the number of pages is negative or above 2^31");
+    }
+    pool_ = std::make_unique<ThreadPool>(options.num_threads);
+    const Format format = text_format(options.precision);
+    text_ = std::make_unique<TextModel>(source, text_config_, format, options.num_full_pages, options.num_sliding_pages,
+                                        machine());
+    if (vision_config_) {
+        // The tower is not quantised in any published checkpoint.
+        const Format vision_format = format == Format::float32 ? Format::float32 : Format::bfloat16;
+        vision_ = std::make_unique<VisionModel>(source, *vision_config_, text_config_.hidden_size, text_config_.rms_norm_eps,
+                                                vision_format, machine());
+    }
+}
+
+Machine Model::machine() {
+    if (!pool_) throw std::logic_error("the runner is closed");
+    return {kernels_, *pool_};
+}
+
+void Model::forward(const Batch& batch, float* logits) {
+    const std::lock_guard lock(mutex_);
+    const Machine with = machine();  // throws after close, when there is no text model either
+    text_->forward(with, batch, logits);
+}
+
+void Model::encode_image(const float* patches, int64_t rows, int64_t columns, float* features) {
+    const std::lock_guard lock(mutex_);
+    const Machine with = machine();
+    if (!vision_) throw std::invalid_argument("this checkpoint has no vision tower, so it takes no images");
+    vision_->encode(with, patches, rows, columns, features);
+}
+
+void Model::close() {
+    const std::lock_guard lock(mutex_);
+    text_.reset();
+    vision_.reset();
+    pool_.reset();
+}
+
+std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision precision) {
+    check(text);
+    const HeadPage head = head_page(text, text_format(precision));
+    return {PagePool::page_bytes(head, text.num_layers(false), text.num_key_value_heads),
+            PagePool::page_bytes(head, text.num_layers(true), text.num_key_value_heads)};
+}
+
+}  // namespace musespark

@@ -1,0 +1,59 @@
+// The native runner: text and image network, thread pool and kernels behind one lock. Everything that Python calls is here.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "batch.h"
+#include "config.h"
+#include "text_model.h"
+#include "vision_model.h"
+
+namespace musespark {
+
+enum class Precision { float32, bfloat16, int8 };
+
+struct ModelOptions {
+    Precision precision;
+    int64_t num_full_pages, num_sliding_pages;
+    int num_threads;
+    std::string isa;  // "" for the best
+};
+
+class Model {
+public:
+    // Reads every tensor from `source`. Throws std::invalid_argument for options or tensors that don't fit.
+    Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision, const ModelOptions& options);
+
+    // Both may be called from any thread, one call at a time runs; the others wait. Throw std::invalid_argument for bad
+    // input, and std::logic_error after `close`.
+    void forward(const Batch& batch, float* logits);
+    void encode_image(const float* patches, int64_t rows, int64_t columns, float* features);
+
+    // Waits for a call that runs, then frees the memory.
+    void close();
+
+    const TextConfig& text() const { return text_config_; }
+    const std::optional<VisionConfig>& vision() const { return vision_config_; }
+    const char* isa() const { return kernels_.isa; }
+    int num_threads() const { return num_threads_; }
+
+private:
+    Machine machine();
+
+    TextConfig text_config_;
+    std::optional<VisionConfig> vision_config_;
+    const Kernels& kernels_;
+    int num_threads_;
+    std::mutex mutex_;
+    std::unique_ptr<ThreadPool> pool_;  // null after close
+    std::unique_ptr<TextModel> text_;
+    std::unique_ptr<VisionModel> vision_;
+};
+
+// Bytes of a page of each group, full and sliding.
+std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision precision);
+
+}  // namespace musespark

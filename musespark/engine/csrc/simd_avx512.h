@@ -1,0 +1,62 @@
+// Vectors of 16 floats. Compiled twice: with VNNI and BF16 instructions (Zen 4, Sapphire Rapids and later) and without.
+#pragma once
+
+#include <immintrin.h>
+
+namespace musespark {
+namespace {
+
+struct Simd {
+    using Float = __m512;
+    using Int = __m512i;
+    static constexpr int kWidth = 16;
+
+    // Rows times panels of 16 outputs that fit in the 32 registers together, per format; the narrow shape is for few rows,
+    // where several panels keep enough independent chains in flight.
+    static constexpr int kTileRows[3] = {8, 8, 6};
+    static constexpr int kTilePanels[3] = {2, 2, 2};
+    static constexpr int kNarrowPanels = 4;
+
+    static Float zero() { return _mm512_setzero_ps(); }
+    static Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
+    static Float set1(float x) { return _mm512_set1_ps(x); }
+    static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
+    static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
+    static Float multiply_add(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+
+    static Int load_int(const void* p) { return _mm512_loadu_si512(p); }
+    static Int set1_int(int32_t x) { return _mm512_set1_epi32(x); }
+    static Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
+
+    // sum + a.even * b.even + a.odd * b.odd, for the two bfloat16 in each 32 bits.
+    static Float dot_bfloat16(Float sum, Int a, Int b) {
+#ifdef __AVX512BF16__
+        return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+        const Int high = _mm512_set1_epi32(static_cast<int32_t>(0xFFFF0000U));
+        sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(a, 16)),
+                              _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)), sum);
+        return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(a, high)),
+                               _mm512_castsi512_ps(_mm512_and_si512(b, high)), sum);
+#endif
+    }
+
+    // sum + the four products of bytes in each 32 bits. Exact: |x| <= 127.
+#ifdef __AVX512VNNI__
+    static constexpr uint8_t kInt8WeightXor = 0x80;  // the instruction takes one unsigned operand
+    static Int dot_int8(Int sum, Int weights, Int x) { return _mm512_dpbusd_epi32(sum, weights, x); }
+#else
+    static constexpr uint8_t kInt8WeightXor = 0;
+    static Int dot_int8(Int sum, Int weights, Int x) {
+        // |w| * (x with the sign of w): pairs of at most 2 * 128 * 127 fit in 16 bits.
+        const __mmask64 negative = _mm512_movepi8_mask(weights);
+        const Int signed_x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
+        const Int pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), signed_x);
+        return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    }
+#endif
+};
+
+}  // namespace
+}  // namespace musespark

@@ -1,0 +1,197 @@
+"""NativeRunner: a checkpoint on the CPU without torch. The network itself is C++ (csrc/); this file is its front door.
+
+Weights are repacked when the runner is made and owned by it, so the checkpoint may be closed afterwards. `forward` and
+`encode_image` are one native call each, with the GIL released.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from musespark.engine import _native
+from musespark.errors import CheckpointError, ConfigError, EngineFailed
+from musespark.model.checkpoint import Checkpoint, Quantized
+from musespark.model.config import ModelConfig, TextConfig, VisionConfig
+
+if TYPE_CHECKING:
+    from musespark.chat.images import PatchedImage
+    from musespark.engine.runner import Batch
+
+Precision = Literal["float32", "bf16", "int8"]
+Isa = Literal["avx512", "avx512_base", "avx2", "portable"]
+Fetched = tuple[str, np.ndarray, np.ndarray | None, int]  # dtype, values, scales, group size
+
+MAX_THREADS: int = _native.build_info()["max_threads"]
+
+
+class NativeRunner:
+    """The `Runner` of serving. Its logits are the same bits whatever else is in the batch, in any chunking, on any number
+    of threads; they differ between instruction sets by float rounding.
+
+    precision float32: everything in float32. bf16: weights, matrix operands and KV pages in bfloat16, sums in float32.
+    int8: text weights in int8 groups as stored (quantised here if the checkpoint is not), operands quantised per token and
+    group, KV and image tower as in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
+    num_threads None: as many as this process may use. isa None: the best that this machine has.
+    Raises CheckpointError for tensors that can't be loaded, ConfigError for the other arguments.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        precision: Precision | None = None,
+        num_full_pages: int,
+        num_sliding_pages: int,
+        num_threads: int | None = None,
+        isa: Isa | None = None,
+    ) -> None:
+        """precision None: `default_precision(checkpoint)`."""
+        self.config: ModelConfig = checkpoint.config
+        self.precision: Precision = default_precision(checkpoint) if precision is None else precision
+        self.num_full_pages = num_full_pages
+        self.num_sliding_pages = num_sliding_pages
+        threads = usable_cores() if num_threads is None else num_threads
+        if self.precision not in get_args(Precision):
+            raise ConfigError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ConfigError(f"num_threads is {threads:,}; it must be from 1 to {MAX_THREADS}")
+        if (
+            isa is not None
+            and isa not in available_isas()
+            and not (isa == "avx512" and "avx512_base" in available_isas())
+        ):
+            raise ConfigError(f"isa {isa!r} can't run on this machine; there are {', '.join(available_isas())}")
+        vision = self.config.vision
+        try:
+            self._model = _native.Model(
+                text=_text(self.config.text),
+                vision=None if vision is None else _vision(vision, self.config.projector_hidden_size),
+                fetch=lambda name: _fetch(checkpoint, name),
+                precision=self.precision,
+                num_full_pages=num_full_pages,
+                num_sliding_pages=num_sliding_pages,
+                num_threads=threads,
+                isa=isa or "",
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.folder} can't be loaded: {error}") from None
+        self._closed = False
+
+    @property
+    def isa(self) -> Isa:
+        """The instruction set in use."""
+        return self._model.isa
+
+    @property
+    def num_threads(self) -> int:
+        return self._model.num_threads
+
+    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Logits (R, V) float32 of `batch.logit_rows`. Raises ValueError for a batch that breaks the contract (a page,
+        token or position out of range, arrays that don't fit), TypeError for arrays of another type; nothing is written
+        then."""
+        self._refuse_if_closed()
+        logits = np.empty((len(batch.logit_rows), self.config.text.vocab_size), np.float32)
+        self._model.forward(
+            batch.token_ids,
+            batch.positions,
+            batch.query_start,
+            batch.full_block_table,
+            batch.sliding_block_table,
+            batch.embed_rows,
+            batch.embeds,
+            batch.logit_rows,
+            logits,
+        )
+        return logits
+
+    def encode_image(self, image: PatchedImage) -> npt.NDArray[np.float32]:
+        """Features (num_tokens, D) float32, of unit mean square as text embeddings are. ValueError without a tower."""
+        self._refuse_if_closed()
+        rows, columns = image.grid
+        features = np.empty((image.num_tokens, self.config.text.hidden_size), np.float32)
+        self._model.encode_image(image.patches, rows, columns, features)
+        return features
+
+    def close(self) -> None:
+        """Free the memory, after a call that is running. Further calls raise EngineFailed."""
+        self._closed = True
+        self._model.close()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise EngineFailed("the runner is closed")
+
+
+def default_precision(checkpoint: Checkpoint) -> Precision:
+    """What a checkpoint is meant for: int8 if it is quantised, else bf16."""
+    return "bf16" if checkpoint.quantization is None else "int8"
+
+
+def page_bytes(config: ModelConfig, precision: Precision) -> tuple[int, int]:
+    """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group."""
+    full, sliding = _native.page_bytes(_text(config.text), precision)
+    return full, sliding
+
+
+def available_isas() -> tuple[Isa, ...]:
+    """The instruction sets that this build has and this machine can run, the fastest first."""
+    return tuple(_native.build_info()["isas"])
+
+
+def build_info() -> dict[str, Any]:
+    """Compiler and instruction sets of the native core, for `musespark inspect` and bug reports."""
+    return dict(_native.build_info())
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_THREADS)
+
+
+def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
+    """One tensor as the native core reads it: half types as uint16."""
+    weight = checkpoint.weight(name)
+    if isinstance(weight, Quantized):
+        scales = np.ascontiguousarray(weight.scales, np.float32)
+        return "I8", np.ascontiguousarray(weight.packed), scales, weight.group_size
+    data = weight.raw.data.view(np.uint16) if weight.raw.dtype == "F16" else weight.raw.data
+    return weight.raw.dtype, np.ascontiguousarray(data), None, 0
+
+
+def rotary_frequencies(width: int, theta: float) -> list[float]:
+    """Angle per position of each pair, theta^(-2i/width), rounded where the reference rounds to float32: at position 8,000
+    one unit in the last place of a frequency is half a thousandth of a radian."""
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
+    return (np.float32(1.0) / powers).tolist()
+
+
+def _text(text: TextConfig) -> dict[str, Any]:
+    names = (
+        "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim max_position_embeddings "
+        "sliding_window moe_hidden_size moe_intermediate_size num_local_experts num_experts_per_tok rms_norm_eps "
+        "post_norm_eps final_logit_softcapping qk_scale_factor output_multiplier routed_scaling_factor "
+        "residual_gate_temperature"
+    ).split()
+    return {name: getattr(text, name) for name in names} | {
+        "rotary_frequencies": rotary_frequencies(text.head_dim, text.rope_theta),
+        "sliding": [kind == "sliding_attention" for kind in text.layer_types],
+        "sparse": [kind == "sparse" for kind in text.mlp_layer_types],
+        "rope": list(text.layer_uses_rope),
+    }
+
+
+def _vision(vision: VisionConfig, projector_hidden_size: int) -> dict[str, Any]:
+    names = "hidden_size intermediate_size num_attention_heads patch_size merge_size window layer_norm_eps".split()
+    half = vision.hidden_size // vision.num_attention_heads // 2
+    return {name: getattr(vision, name) for name in names} | {
+        "projector_hidden_size": projector_hidden_size,
+        "rotary_frequencies": rotary_frequencies(half, vision.rope_theta),
+        "full_attention": [kind == "full_attention" for kind in vision.layer_types],
+    }
