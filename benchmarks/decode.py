@@ -3,8 +3,8 @@
     python benchmarks/decode.py CHECKPOINT [--precision int8] [--threads 2] [--isa avx2]
     python benchmarks/decode.py --preset muse-spark-nano        # random weights; speed does not depend on them
 
-Prints a table and one JSON line. Each figure is the best and the median of the repetitions: on a shared machine the best is
-the machine's, the median the day's.
+Prints a table and one JSON line. Each figure is the best and the median of the repetitions: on a shared machine the
+best is the machine's, the median the day's.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Weights are repacked when the runner is made and owned by it, so the checkpoint 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -29,12 +30,12 @@ MAX_THREADS: int = _native.build_info()["max_threads"]
 
 
 class NativeRunner:
-    """The `Runner` of serving. Its logits are the same bits whatever else is in the batch, in any chunking, on any number
-    of threads; they differ between instruction sets by float rounding.
+    """The `Runner` of serving. Its logits are the same bits whatever else is in the batch, in any chunking and on any
+    number of threads; they differ between instruction sets by float rounding.
 
     precision float32: everything in float32. bf16: weights, matrix operands and KV pages in bfloat16, sums in float32.
-    int8: text weights in int8 groups as stored (quantised here if the checkpoint is not), operands quantised per token and
-    group, KV and image tower as in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
+    int8: text weights in int8 groups as stored (quantised here if the checkpoint is not), operands quantised per token
+    and group, KV and image tower as in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
     num_threads None: as many as this process may use. isa None: the best that this machine has.
     Raises CheckpointError for tensors that can't be loaded, ConfigError for the other arguments.
     """
@@ -165,21 +166,17 @@ def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
 
 
 def rotary_frequencies(width: int, theta: float) -> list[float]:
-    """Angle per position of each pair, theta^(-2i/width), rounded where the reference rounds to float32: at position 8,000
-    one unit in the last place of a frequency is half a thousandth of a radian."""
+    """Angle per position of each pair, theta^(-2i/width), rounded to float32 where the reference rounds.
+
+    At position 8,000 one unit in the last place of a frequency is half a thousandth of a radian.
+    """
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
     return (np.float32(1.0) / powers).tolist()
 
 
 def _text(text: TextConfig) -> dict[str, Any]:
-    names = (
-        "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim max_position_embeddings "
-        "sliding_window moe_hidden_size moe_intermediate_size num_local_experts num_experts_per_tok rms_norm_eps "
-        "post_norm_eps final_logit_softcapping qk_scale_factor output_multiplier routed_scaling_factor "
-        "residual_gate_temperature"
-    ).split()
-    return {name: getattr(text, name) for name in names} | {
+    return asdict(text) | {
         "rotary_frequencies": rotary_frequencies(text.head_dim, text.rope_theta),
         "sliding": [kind == "sliding_attention" for kind in text.layer_types],
         "sparse": [kind == "sparse" for kind in text.mlp_layer_types],
@@ -188,9 +185,9 @@ def _text(text: TextConfig) -> dict[str, Any]:
 
 
 def _vision(vision: VisionConfig, projector_hidden_size: int) -> dict[str, Any]:
-    names = "hidden_size intermediate_size num_attention_heads patch_size merge_size window layer_norm_eps".split()
     half = vision.hidden_size // vision.num_attention_heads // 2
-    return {name: getattr(vision, name) for name in names} | {
+    return asdict(vision) | {
+        "window": vision.window,
         "projector_hidden_size": projector_hidden_size,
         "rotary_frequencies": rotary_frequencies(half, vision.rope_theta),
         "full_attention": [kind == "full_attention" for kind in vision.layer_types],
