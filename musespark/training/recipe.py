@@ -57,7 +57,7 @@ class Recipe:
     router_lr: float = 3e-4
     weight_decay: float = 0.02
     clip_norm: float = 1.0
-    router_bias_rate: float = 5e-3  # 1e-3 is for runs of many thousand steps
+    router_bias_rate: float = 1e-2  # 1e-3 is for runs of many thousand steps
     router_z_loss: float = 1e-4
     seed: int = 1
     time_limit_s: float | None = None  # phases are cut so that the run ends in time
