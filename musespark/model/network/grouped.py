@@ -63,18 +63,24 @@ def _grouped_linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, N
 grouped_linear.register_autograd(_grouped_linear_gradients, setup_context=_save)
 
 
-class _PermuteRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
+@torch.library.custom_op("musespark::permute_rows", mutates_args=())
 def permute_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """x[order] for a permutation `order` of the rows with the given inverse."""
-    return _PermuteRows.apply(x, order, inverse)
+    """x[order] for a permutation `order` (R,) int64 of the rows of x (R, …), with the given inverse."""
+    return x.index_select(0, order)
+
+
+@permute_rows.register_fake
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _save_permutation(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _permute_rows_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    order, inverse = ctx.saved_tensors
+    return permute_rows(grad, inverse, order), None, None
+
+
+permute_rows.register_autograd(_permute_rows_gradients, setup_context=_save_permutation)

@@ -57,6 +57,7 @@ def test_permuted_rows_send_their_gradient_back() -> None:
     order = torch.tensor([2, 0, 3, 1])
     x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     assert torch.equal(permute_rows(x, order, torch.argsort(order)), x[order])
+    torch.library.opcheck(torch.ops.musespark.permute_rows.default, (x, order, torch.argsort(order)))
     assert torch.autograd.gradcheck(lambda x: permute_rows(x, order, torch.argsort(order)), (x,))
 
 

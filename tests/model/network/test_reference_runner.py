@@ -26,16 +26,15 @@ def batch_of(chunks: list[tuple[list[int], int, list[int], list[int]]], features
     token_ids = np.array([t for ids, *_ in chunks for t in ids], np.int32)
     embed_rows = np.flatnonzero(token_ids == IMAGE_TOKEN).astype(np.int32)
 
-    def table(column: int) -> np.ndarray:
-        rows = [[*c[column], *[NO_PAGE] * (width - len(c[column]))] for c in chunks]  # type: ignore[misc]
-        return np.array(rows, np.int32)
+    def table(pages: list[list[int]]) -> np.ndarray:
+        return np.array([row + [NO_PAGE] * (width - len(row)) for row in pages], np.int32)
 
     return Batch(
         token_ids=token_ids,
         positions=np.concatenate([np.arange(start, start + len(ids)) for ids, start, *_ in chunks]),
         query_start=np.cumsum([0, *(len(ids) for ids, *_ in chunks)]).astype(np.int32),
-        full_block_table=table(2),
-        sliding_block_table=table(3),
+        full_block_table=table([full for _, _, full, _ in chunks]),
+        sliding_block_table=table([sliding for *_, sliding in chunks]),
         embed_rows=embed_rows,
         embeds=np.zeros((0, 0), np.float32) if features is None else features,
         logit_rows=np.arange(len(token_ids), dtype=np.int32),
