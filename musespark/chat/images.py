@@ -136,8 +136,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # The colour key of a 16-bit PNG, whose pixels Pillow has cut to their high bytes.
         image.info["transparency"] = tuple(value >> 8 for value in transparency)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white

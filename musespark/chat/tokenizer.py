@@ -49,8 +49,8 @@ LARGEST_ID = 1 << 24  # far above any published vocabulary
 # Longest text given to the BPE at once, in characters: its split pattern backtracks, see `_pieces`.
 PIECE_LENGTH = 32_768
 # Where a text may be cut without changing its tokens: no token of a byte-level BPE of the GPT-2, Llama or o200k kind
-# spans a letter or digit and the space or punctuation that follows.
-_SAFE_CUT = re.compile(r"[^\W_](?=[ \t\r\n.,;:!?、。，])")
+# spans a letter or digit and the space or punctuation that follows. An apostrophe may belong to the word ("don't").
+_SAFE_CUT = re.compile(r"[^\W_](?=[\s!-&(-/:-@\[-`{-~、。，！？])")
 _CONTROL_NAME = re.compile(r"<\|.*\|>", re.DOTALL)
 
 
@@ -220,7 +220,7 @@ def _pieces(text: str) -> list[str]:
     start = 0
     while len(text) - start > PIECE_LENGTH:
         end = start + PIECE_LENGTH
-        cuts = [match.end() for match in _SAFE_CUT.finditer(text, end - 1024, end)]
+        cuts = [match.end() for match in _SAFE_CUT.finditer(text, end - 4096, end)]
         end = cuts[-1] if cuts else end
         pieces.append(text[start:end])
         start = end
