@@ -220,3 +220,14 @@ def test_a_long_body_is_read_in_linear_time() -> None:
     for i in [*read(" to=user<|message|>"), *(BYTES.encode(" t") * 100_000)]:
         parser.push(i)
     assert time.process_time() - start < 10  # measured: 0.5 s
+
+
+def test_the_body_being_read() -> None:
+    parser = ChatParser(BYTES)
+    assert parser.body is None
+    bodies = []
+    for i in read(f"{SELF}R<|eom|>{USER}4<|eot|>"):
+        parser.push(i)
+        bodies.append(parser.body)
+    headers = len(read(" to=self")), len(read("<|eom|><|start|>assistant to=user"))
+    assert bodies == [None] * headers[0] + ["reasoning"] * 2 + [None] * headers[1] + ["content"] * 2 + [None]

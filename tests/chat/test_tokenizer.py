@@ -74,6 +74,8 @@ def test_special_tokens_have_the_agreed_ids(bpe: Tokenizer) -> None:
         assert [tokenizer.special(name) for name in names] == list(range(32))
         assert all(map(tokenizer.is_special, range(32)))
         assert not any(map(tokenizer.is_special, range(32, tokenizer.vocab_size)))
+        assert [tokenizer.special_name(i) for i in (6, 10, 32)] == ["<|eot|>", "<|patch|>", None]
+        assert tokenizer.special_ids == set(range(32))
         assert tokenizer.stop_token_ids == {1, 6}  # not <|eom|>, after which the same speaker goes on
 
 
