@@ -1,0 +1,205 @@
+"""The command line: one thin command per verb. Rooms are imported inside the commands, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from musespark.errors import MuseSparkError
+
+if TYPE_CHECKING:
+    from musespark.accounts.accounts import Accounts
+
+app = typer.Typer(
+    name="musespark",
+    help="A multimodal mixture-of-experts model: serve it, talk to it, train it, look inside.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+keys_app = typer.Typer(help="Keys of the API on this machine.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+
+Precision = Literal["float32", "bf16", "int8"]
+CheckpointArgument = Annotated[
+    Path | None, typer.Argument(help="Checkpoint folder; the model in the box if left out.", show_default=False)
+]
+PrecisionOption = Annotated[
+    Precision | None, typer.Option(help="int8 for a quantised checkpoint, else bf16, if left out.", show_default=False)
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Compute threads; one per physical core if left out.")
+]
+StateOption = Annotated[
+    Path | None, typer.Option(help="Folder of the database; MUSESPARK_STATE_DIR or the user's data folder if left out.")
+]
+
+
+def main() -> None:
+    """Entry point. What the user can mend is one sentence on standard error and exit status 2; no traceback."""
+    try:
+        app()
+    except MuseSparkError as error:
+        print(f"musespark: {error.message}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def serve(
+    checkpoint: CheckpointArgument = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="PORT or 8000 if left out.")] = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for the KV cache, in MiB.")] = None,
+    state_dir: StateOption = None,
+) -> None:
+    """Serve the OpenAI-compatible API."""
+    from musespark.api.server import serve as serve_api
+    from musespark.api.settings import Settings
+
+    serve_api(
+        Settings.read(
+            checkpoint=checkpoint,
+            host=host,
+            port=port,
+            precision=precision,
+            threads=threads,
+            kv_memory_mb=kv_memory_mb,
+            state_dir=state_dir,
+        )
+    )
+
+
+@app.command()
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="One question; leave it out for a conversation.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Image to ask about; may be repeated.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder; the model in the box if left out.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    effort: Annotated[str | None, typer.Option(help="Reasoning effort: low, medium, high or xhigh.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, reasoning included.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; the model's own if left out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Talk to the model in this terminal, without a server or a key."""
+    from musespark.api.settings import Settings
+    from musespark.cli.chat import Style, run_chat
+
+    settings = Settings.read(checkpoint=checkpoint, precision=precision, threads=threads)
+    style = Style(system=system, effort=effort, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    run_chat(settings, style, prompt, tuple(image or ()))
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe: a Python file with `recipe() -> Recipe`, see runs/.")],
+    data: Annotated[Path, typer.Option(envvar="MUSESPARK_DATA", help="Folder of the data pack.")] = Path(
+        "../shared/data"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/out/RECIPE if left out.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder of the run.")] = False,
+) -> None:
+    """Train a model (needs the training extra: torch)."""
+    _need_torch()
+    from musespark.training.loop import train as train_recipe
+    from musespark.training.recipe import load_recipe
+
+    train_recipe(load_recipe(recipe), data=data, out=out or Path("runs/out") / recipe.stem, resume=resume)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A preset or a checkpoint folder.")],
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence; the longest if left out.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=0, help="Memory to fit in, in GB; this machine's if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+) -> None:
+    """Parameters, bytes and KV memory of a model, and whether it fits here; nothing is loaded."""
+    from musespark.cli.inspect import print_report
+
+    print_report(model, context, memory_gb, as_json=as_json)
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder with float weights.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; it appears whole or not at all.")],
+    to: Annotated[Literal["int8", "int4"], typer.Option(help="Precision of the text matrices.")] = "int8",
+    group: Annotated[int | None, typer.Option(min=8, help="Inputs that share a scale; 64 or 32 if left out.")] = None,
+) -> None:
+    """Write a quantised copy of a checkpoint, in compressed-tensors' pack-quantized format."""
+    from rich.progress import Progress
+
+    from musespark.model.quantize import quantize_checkpoint
+
+    with Progress() as progress:
+        task = progress.add_task("quantising", total=None)
+        quantize_checkpoint(
+            source,
+            target,
+            bits=8 if to == "int8" else 4,
+            group_size=group,
+            progress=lambda done, total: progress.update(task, completed=done + 1, total=total),
+        )
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is for.")],
+    expires_days: Annotated[float | None, typer.Option(min=0, help="Days until it stops working.")] = None,
+    state_dir: StateOption = None,
+) -> None:
+    """Make a key and print it, once."""
+    import time
+
+    expires_at = None if expires_days is None else int(time.time() + expires_days * 86_400)
+    with _accounts(state_dir) as accounts:
+        new = accounts.create_key(name, expires_at=expires_at)
+    print(new.secret)
+    print(f"{new.key.id} was made. The key above is not stored and can't be shown again.", file=sys.stderr)
+
+
+@keys_app.command("list")
+def list_keys(state_dir: StateOption = None) -> None:
+    """Show every key ever made, without its secret."""
+    from musespark.cli.keys import print_keys
+
+    with _accounts(state_dir) as accounts:
+        print_keys(accounts.list_keys())
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The id that `musespark keys list` shows.")],
+    state_dir: StateOption = None,
+) -> None:
+    """End a key for good; a running server stops accepting it within a second."""
+    with _accounts(state_dir) as accounts:
+        key = accounts.revoke_key(key_id)
+    print(f"{key.id} ({key.name}) is revoked")
+
+
+def _accounts(state_dir: Path | None) -> Accounts:
+    from musespark.accounts.accounts import Accounts
+    from musespark.api.settings import Settings
+
+    return Accounts.open(Settings.read(state_dir=state_dir).state_dir)
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    from musespark.errors import SetupError
+
+    if find_spec("torch") is None:
+        raise SetupError("training needs torch, which serving does not install: pip install -e '.[training]'")

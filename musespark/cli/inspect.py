@@ -1,0 +1,75 @@
+"""What `musespark inspect` prints: counts and sizes as tables, or as one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from musespark.model.config import ModelConfig
+from musespark.model.presets import PRESETS, preset
+from musespark.model.size import Report, describe
+
+GB = 10**9
+
+
+def print_report(model: str, context: int | None, memory_gb: float | None, *, as_json: bool) -> None:
+    """Describe a preset or a checkpoint folder. Raises ConfigError if it is neither."""
+    config = (
+        preset(model)
+        if model in PRESETS or not Path(model).exists()
+        else ModelConfig.from_file(Path(model, "config.json"))
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if memory_gb is None else int(memory_gb * GB)
+    report = describe(config, context_tokens=context, memory_bytes=memory)
+    if as_json:
+        print(json.dumps({"model": model, **report.to_dict()}))
+        return
+    console = Console()
+    console.print(_parameters(model, report))
+    console.print(_fits(report))
+    kv = report.kv_cache["bf16"]
+    console.print(
+        f"KV cache in bf16: {kv.full_bytes_per_token:,} B a token in {kv.num_full_layers} full layers; "
+        f"at most {kv.largest_sliding_bytes / 2**20:,.1f} MiB a sequence in {kv.num_sliding_layers} sliding layers"
+    )
+
+
+def _parameters(model: str, report: Report) -> Table:
+    p = report.parameters
+    table = Table(title=f"{model}: parameters", box=None, title_justify="left")
+    table.add_column("part")
+    table.add_column("parameters", justify="right")
+    for name, count in p.components.items():
+        table.add_row(name, f"{count:,}")
+    table.add_section()
+    for name, count in (
+        ("total", p.total),
+        ("text without embedding and head", p.text_body),
+        ("active per token, without embedding and head", p.active_body),
+        ("active per token, with head", p.active_with_lm_head),
+        ("buffers (selection bias)", p.buffers),
+    ):
+        table.add_row(name, f"{count:,}")
+    return table
+
+
+def _fits(report: Report) -> Table:
+    memory = (report.memory_bytes or 0) / GB
+    table = Table(
+        title=f"a sequence of {report.context_tokens:,} tokens in {memory:,.1f} GB", box=None, title_justify="left"
+    )
+    for name in ("precision", "weights GB", "KV GB", "fits", "longest context that fits"):
+        table.add_column(name, justify="left" if name == "precision" else "right")
+    for fit in report.fits:
+        table.add_row(
+            fit.precision,
+            f"{fit.weights_bytes / GB:,.3f}",
+            f"{fit.kv_bytes / GB:,.3f}",
+            "yes" if fit.fits else "no",
+            f"{fit.longest_context:,}",
+        )
+    return table
