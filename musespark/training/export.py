@@ -1,11 +1,10 @@
-"""From a run to a checkpoint folder: bfloat16 in Hugging Face layout, and the same rounded for serving."""
+"""From a run to a checkpoint folder: bfloat16 in Hugging Face layout."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
@@ -13,7 +12,6 @@ from musespark.chat.images import CELL_SIZE, MAX_IMAGE_TOKENS, PATCH_SIZE
 from musespark.chat.tokenizer import Tokenizer
 from musespark.model.checkpoint import save_checkpoint
 from musespark.model.generation import GenerationDefaults
-from musespark.model.quantize import quantize_checkpoint
 from musespark.training.conversations import NANO_SETTINGS
 from musespark.training.recipe import Recipe
 
@@ -33,13 +31,11 @@ PREPROCESSOR = {
 }
 
 
-def export(
-    network: nn.Module, recipe: Recipe, target: Path, *, bits: Literal[8, 4] | None = None, card: str | None = None
-) -> None:
-    """Write the checkpoint folder `target`, in bfloat16; with `bits`, also `target`-int8 or -int4 beside it."""
+def export(network: nn.Module, recipe: Recipe, target: Path, *, card: str | None = None) -> None:
+    """Write the checkpoint folder `target` in bfloat16, with everything that serving needs beside the weights."""
     tokenizer = Tokenizer.from_file(recipe.tokenizer)
     ends = (tokenizer.special("<|end_of_text|>"), tokenizer.special("<|eot|>"))
-    files = {
+    files: dict[str, bytes | str | Path] = {
         "tokenizer.json": recipe.tokenizer.read_bytes(),
         "chat_settings.json": _json(asdict(NANO_SETTINGS)),
         "preprocessor_config.json": _json(PREPROCESSOR),
@@ -55,8 +51,6 @@ def export(
         files=files,
         dtype="BF16",
     )
-    if bits is not None:
-        quantize_checkpoint(target, target.with_name(f"{target.name}-int{bits}"), bits=bits)
 
 
 def _json(data: object) -> str:

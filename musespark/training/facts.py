@@ -1,46 +1,69 @@
-"""Tables behind `manners`: small common knowledge, written for this project, one line each."""
+"""Tables behind `manners`: small common knowledge, written for this project.
+
+Pairs are written "one = other" and separated by semicolons, to be read and extended easily.
+"""
 
 from __future__ import annotations
 
-NAMES = (
-    "Ann", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo", "Maria", "Noah", "Olga",
-    "Paul", "Rosa", "Sam", "Tina", "Tom", "Uma", "Victor", "Will", "Zoe", "Alice", "Bob", "John", "Lucy", "Peter", "Sara",
-)  # fmt: skip
 
-WORDS = (
-    "apple", "hello", "banana", "river", "yes", "no", "tree", "house", "star", "moon", "blue", "green", "cat", "dog", "bird",
-    "cheese", "music", "water", "orange", "sun", "table", "window", "garden", "friend", "happy", "world", "stone", "cloud",
-    "fish", "book", "red", "lion", "paper", "summer", "winter", "bread", "train", "ship", "ok", "test", "good", "morning",
-    "yellow", "king", "queen", "snow", "rain", "fire", "door", "flower", "horse", "milk", "lamp", "road", "hill", "pong",
-)  # fmt: skip
+def _words(table: str) -> tuple[str, ...]:
+    return tuple(table.split())
 
-COLOURS = (
-    ("the sky", "blue"), ("grass", "green"), ("snow", "white"), ("the sun", "yellow"), ("blood", "red"), ("coal", "black"),
-    ("a banana", "yellow"), ("a lemon", "yellow"), ("a strawberry", "red"), ("a tomato", "red"), ("a carrot", "orange"),
-    ("an orange", "orange"), ("chocolate", "brown"), ("milk", "white"), ("a leaf", "green"), ("the sea", "blue"),
-    ("an elephant", "grey"), ("a cucumber", "green"), ("a cherry", "red"), ("an emerald", "green"), ("a ruby", "red"),
-    ("a polar bear", "white"), ("a flamingo", "pink"), ("gold", "yellow"), ("the night", "black"), ("a fire engine", "red"),
-)  # fmt: skip
 
-OPPOSITES = (
-    ("hot", "cold"), ("big", "small"), ("up", "down"), ("day", "night"), ("black", "white"), ("good", "bad"), ("fast", "slow"),
-    ("happy", "sad"), ("old", "young"), ("open", "closed"), ("left", "right"), ("rich", "poor"), ("wet", "dry"), ("hard", "soft"),
-    ("light", "dark"), ("early", "late"), ("full", "empty"), ("high", "low"), ("long", "short"), ("strong", "weak"),
-    ("true", "false"), ("yes", "no"), ("first", "last"), ("inside", "outside"), ("loud", "quiet"), ("near", "far"),
-    ("clean", "dirty"), ("thick", "thin"), ("love", "hate"), ("begin", "end"), ("summer", "winter"), ("win", "lose"),
-)  # fmt: skip
+def _pairs(table: str) -> tuple[tuple[str, str], ...]:
+    pairs = [entry.split(" = ") for entry in " ".join(table.split()).split("; ")]
+    return tuple((one, other) for one, other in pairs)
 
-ANIMALS = (
-    ("cat", "meow"), ("dog", "woof"), ("cow", "moo"), ("sheep", "baa"), ("pig", "oink"), ("duck", "quack"), ("horse", "neigh"),
-    ("lion", "roar"), ("frog", "ribbit"), ("bee", "buzz"), ("rooster", "cock-a-doodle-doo"), ("mouse", "squeak"),
-    ("snake", "hiss"), ("crow", "caw"), ("wolf", "howl"), ("donkey", "hee-haw"), ("bird", "tweet"), ("hen", "cluck"),
-)  # fmt: skip
 
-PLURALS = (
-    ("cat", "cats"), ("dog", "dogs"), ("child", "children"), ("man", "men"), ("woman", "women"), ("foot", "feet"),
-    ("tooth", "teeth"), ("mouse", "mice"), ("goose", "geese"), ("city", "cities"), ("leaf", "leaves"), ("box", "boxes"),
-    ("tree", "trees"), ("fish", "fish"), ("sheep", "sheep"), ("knife", "knives"), ("book", "books"), ("baby", "babies"),
-)  # fmt: skip
+NAMES = _words(
+    """
+    Ann Ben Carla David Emma Felix Grace Henry Ida Jack Kate Leo Maria Noah Olga Paul Rosa Sam Tina Tom Uma Victor
+    Will Zoe Alice Bob John Lucy Peter Sara
+    """
+)
+
+WORDS = _words(
+    """
+    apple hello banana river yes no tree house star moon blue green cat dog bird cheese music water orange sun table
+    window garden friend happy world stone cloud fish book red lion paper summer winter bread train ship ok test
+    good morning yellow king queen snow rain fire door flower horse milk lamp road hill pong
+    """
+)
+
+COLOURS = _pairs(
+    """
+    the sky = blue; grass = green; snow = white; the sun = yellow; blood = red; coal = black; a banana = yellow; a
+    lemon = yellow; a strawberry = red; a tomato = red; a carrot = orange; an orange = orange; chocolate = brown;
+    milk = white; a leaf = green; the sea = blue; an elephant = grey; a cucumber = green; a cherry = red; an emerald
+    = green; a ruby = red; a polar bear = white; a flamingo = pink; gold = yellow; the night = black; a fire engine
+    = red
+    """
+)
+
+OPPOSITES = _pairs(
+    """
+    hot = cold; big = small; up = down; day = night; black = white; good = bad; fast = slow; happy = sad; old =
+    young; open = closed; left = right; rich = poor; wet = dry; hard = soft; light = dark; early = late; full =
+    empty; high = low; long = short; strong = weak; true = false; yes = no; first = last; inside = outside; loud =
+    quiet; near = far; clean = dirty; thick = thin; love = hate; begin = end; summer = winter; win = lose
+    """
+)
+
+ANIMALS = _pairs(
+    """
+    cat = meow; dog = woof; cow = moo; sheep = baa; pig = oink; duck = quack; horse = neigh; lion = roar; frog =
+    ribbit; bee = buzz; rooster = cock-a-doodle-doo; mouse = squeak; snake = hiss; crow = caw; wolf = howl; donkey =
+    hee-haw; bird = tweet; hen = cluck
+    """
+)
+
+PLURALS = _pairs(
+    """
+    cat = cats; dog = dogs; child = children; man = men; woman = women; foot = feet; tooth = teeth; mouse = mice;
+    goose = geese; city = cities; leaf = leaves; box = boxes; tree = trees; fish = fish; sheep = sheep; knife =
+    knives; book = books; baby = babies
+    """
+)
 
 DEFINITIONS = (
     ("water", "a clear liquid that all living things need"),
@@ -154,16 +177,13 @@ YES_NO = (
 )
 
 ORDERS = (
-    ("days of the week", ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")),
+    ("days of the week", _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")),
     (
         "months of the year",
-        (
-            "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-            "December",
-        ),
+        _words("January February March April May June July August September October November December"),
     ),
-    ("seasons", ("spring", "summer", "autumn", "winter")),
-    ("planets", ("Mercury", "Venus", "Earth", "Mars", "Jupiter", "Saturn", "Uranus", "Neptune")),
-    ("first letters of the alphabet", ("A", "B", "C", "D", "E", "F", "G")),
-    ("first numbers", ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")),
-)  # fmt: skip
+    ("seasons", _words("spring summer autumn winter")),
+    ("planets", _words("Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune")),
+    ("first letters of the alphabet", _words("A B C D E F G")),
+    ("first numbers", _words("one two three four five six seven eight nine ten")),
+)

@@ -1,9 +1,9 @@
 """The decoder as training runs it: the same numbers as `musespark.model.network`, several times faster on a CPU.
 
-The readable network is the reference and this file its fast twin (a test compares them). What differs: matrices are cast to bfloat16 once
-a step, tokens are sorted by expert so that each expert is one matrix product, runs of element-wise operations are
-compiled, and logits exist only for the tokens that are learned, a few hundred at a time. It reads weights by their
-Hugging Face names from a plain mapping, and embeddings of images come in from outside.
+The readable network is the reference and this file its fast twin (a test compares them). What differs: matrices are
+cast to bfloat16 once a step, tokens are sorted by expert so that each expert is one matrix product, runs of
+element-wise operations are compiled, and logits exist only for the tokens that are learned, a few hundred at a time. It
+reads weights by their Hugging Face names from a plain mapping, and embeddings of images come in from outside.
 
 Letters: B rows, T tokens of a row, N = B * T, D hidden, H query heads, K kv heads, E experts, k experts per token,
 M latent width, V vocabulary.
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musespark.model.config import TextConfig
+from musespark.training.grouped import Dispatch, GroupedLinear, Permute
+from musespark.training.head_loss import LOGIT_ROWS, HeadLoss, softmax_gradient
 
 PREFIX = "model.language_model."
-LOGIT_ROWS = 512  # rows of logits alive at once: 512 * 16,384 bfloat16 fit the last-level cache
 
 
 @dataclass(slots=True)
@@ -46,26 +47,23 @@ class Decoder:
         self._swiglu = wrap(_swiglu)
         self._expert_out = wrap(_expert_out)
         self._moe_out = wrap(_moe_out)
-        self._softmax_gradient = wrap(_softmax_gradient)
+        self._softmax_gradient = wrap(softmax_gradient)
 
     def hidden(
         self, weights: Mapping[str, Tensor], biases: Mapping[int, Tensor], embedded: Tensor, segments: Tensor
     ) -> tuple[Tensor, Routing]:
-        """Final normed hidden states (B, T, D) of normed input embeddings (B, T, D), attention within equal segments (B, T)."""
+        """Final normed hidden states (B, T, D) of normed input embeddings (B, T, D).
+
+        A token attends to those before it with the same number in `segments` (B, T).
+        """
         c = self.config
         residual = embedded
         position = torch.arange(segments.shape[1])
         distance = position[:, None] - position[None, :]
         same = (segments[:, :, None] == segments[:, None, :]) & (distance >= 0)  # (B, T, T)
-        masks = {
-            "full_attention": _additive(same, residual.dtype),
-            "sliding_attention": None,
-        }
-        masks["sliding_attention"] = (
-            masks["full_attention"]
-            if segments.shape[1] <= c.sliding_window
-            else _additive(same & (distance < c.sliding_window), residual.dtype)
-        )
+        masks = dict.fromkeys(("full_attention", "sliding_attention"), _additive(same, residual.dtype))
+        if segments.shape[1] > c.sliding_window:
+            masks["sliding_attention"] = _additive(same & (distance < c.sliding_window), residual.dtype)
         cos, sin = rotary(c, segments.shape[1])
         routing = Routing([], torch.zeros(()))
         for layer in range(c.num_hidden_layers):
@@ -76,9 +74,7 @@ class Decoder:
         norm = norm * torch.rsqrt(norm.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps)
         return (norm * weights[f"{PREFIX}norm.weight"]).to(residual.dtype), routing
 
-    def _attention(
-        self, w: _Layer, residual: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, use_rope: bool
-    ) -> Tensor:
+    def _attention(self, w: _Layer, residual: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, use_rope: bool) -> Tensor:
         c = self.config
         (q, k, v), gate = self._attention_in(
             residual,
@@ -90,19 +86,35 @@ class Decoder:
             c.qk_scale_factor,
             c.rms_norm_eps,
         )
-        scores = q.flatten(0, 1) @ k.flatten(0, 1).mT  # (B H, T, T); on a CPU three batched products beat the fused kernel
+        scores = (
+            q.flatten(0, 1) @ k.flatten(0, 1).mT
+        )  # (B H, T, T); on a CPU three batched products beat the fused kernel
         shares = self._softmax(scores.view(*q.shape[:2], *scores.shape[1:]), mask, c.head_dim**-0.5)
         out = (shares.flatten(0, 1) @ v.flatten(0, 1)).view(q.shape)  # (B, H, T, head_dim)
         return self._attention_out(
-            out, gate, w["self_attn.o_proj.weight"], residual, w["post_attention_residual_gate.gate"],
-            c.residual_gate_temperature, c.rms_norm_eps, c.post_norm_eps,
+            out,
+            gate,
+            w["self_attn.o_proj.weight"],
+            residual,
+            w["post_attention_residual_gate.gate"],
+            c.residual_gate_temperature,
+            c.rms_norm_eps,
+            c.post_norm_eps,
         )
 
     def _moe(self, w: _Layer, bias: Tensor, residual: Tensor, routing: Routing) -> Tensor:
         c = self.config
         latent, picks, shares, z_loss = self._route(
-            residual, w["pre_feedforward_layernorm.weight"], w["mlp.gate.weight"], bias, w["mlp.pre_expert_proj.weight"],
-            w["mlp.pre_expert_norm.weight"], c.num_experts_per_tok, c.output_multiplier, c.routed_scaling_factor, c.rms_norm_eps,
+            residual,
+            w["pre_feedforward_layernorm.weight"],
+            w["mlp.gate.weight"],
+            bias,
+            w["mlp.pre_expert_proj.weight"],
+            w["mlp.pre_expert_norm.weight"],
+            c.num_experts_per_tok,
+            c.output_multiplier,
+            c.routed_scaling_factor,
+            c.rms_norm_eps,
         )
         order = picks.flatten().argsort(stable=True)  # (N k,) pairs sorted by expert
         loads = torch.bincount(picks.flatten(), minlength=c.num_local_experts)
@@ -117,8 +129,14 @@ class Decoder:
         routing.loads.append(loads)
         routing.z_loss = routing.z_loss + z_loss
         return self._moe_out(
-            x, shares, w["mlp.post_expert_proj.weight"], residual, w["post_feedforward_layernorm.weight"],
-            w["post_feedforward_residual_gate.gate"], c.residual_gate_temperature, c.post_norm_eps,
+            x,
+            shares,
+            w["mlp.post_expert_proj.weight"],
+            residual,
+            w["post_feedforward_layernorm.weight"],
+            w["post_feedforward_residual_gate.gate"],
+            c.residual_gate_temperature,
+            c.post_norm_eps,
         )
 
     def loss(self, weights: Mapping[str, Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
@@ -127,7 +145,12 @@ class Decoder:
         hidden, targets = F.pad(hidden, (0, 0, 0, missing)), F.pad(targets, (0, missing), value=-1)
         scale = self.config.output_multiplier
         return HeadLoss.apply(
-            hidden, weights["lm_head.weight"], targets, scale, self.config.final_logit_softcapping, self._softmax_gradient
+            hidden,
+            weights["lm_head.weight"],
+            targets,
+            scale,
+            self.config.final_logit_softcapping,
+            self._softmax_gradient,
         )
 
 
@@ -163,8 +186,14 @@ def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _attention_in(
-    residual: Tensor, norm: Tensor, qkvg: Tensor, cos: Tensor | None, sin: Tensor | None, heads: tuple[int, int, int],
-    qk_scale: float, eps: float,
+    residual: Tensor,
+    norm: Tensor,
+    qkvg: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    heads: tuple[int, int, int],
+    qk_scale: float,
+    eps: float,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     batch, length, _ = residual.shape
     num_q, num_kv, head_dim = heads
@@ -181,7 +210,11 @@ def _attention_in(
         k = _rotate(k, cos, sin)
     groups = num_q // num_kv
     k = k[:, :, :, None].expand(-1, -1, -1, groups, -1).reshape(batch, length, num_q, head_dim)
-    v = v.view(batch, length, num_kv, 1, head_dim).expand(-1, -1, -1, groups, -1).reshape(batch, length, num_q, head_dim)
+    v = (
+        v.view(batch, length, num_kv, 1, head_dim)
+        .expand(-1, -1, -1, groups, -1)
+        .reshape(batch, length, num_q, head_dim)
+    )
     dtype = qkvg.dtype
     return tuple(x.to(dtype).transpose(1, 2).contiguous() for x in (q, k, v)), gate
 
@@ -197,7 +230,13 @@ def _softmax(scores: Tensor, mask: Tensor, scale: float) -> Tensor:
 
 
 def _attention_out(
-    out: Tensor, gate: Tensor, o_proj: Tensor, residual: Tensor, residual_gate: Tensor, temperature: float, eps: float,
+    out: Tensor,
+    gate: Tensor,
+    o_proj: Tensor,
+    residual: Tensor,
+    residual_gate: Tensor,
+    temperature: float,
+    eps: float,
     post_eps: float,
 ) -> Tensor:
     x = out.transpose(1, 2).float()  # (B, T, H, head_dim)
@@ -216,8 +255,16 @@ def _mix(residual: Tensor, branch: Tensor, gate: Tensor, temperature: float) -> 
 
 
 def _route(
-    residual: Tensor, norm: Tensor, router: Tensor, bias: Tensor, pre: Tensor, pre_norm: Tensor, num_picks: int,
-    multiplier: float, scaling: float, eps: float,
+    residual: Tensor,
+    norm: Tensor,
+    router: Tensor,
+    bias: Tensor,
+    pre: Tensor,
+    pre_norm: Tensor,
+    num_picks: int,
+    multiplier: float,
+    scaling: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents (N, M), experts (N, k), their shares (N, k) and the router's z-loss of one layer."""
     x = residual.float().flatten(0, 1)
@@ -243,115 +290,16 @@ def _expert_out(x: Tensor, norm: Tensor, eps: float) -> Tensor:
 
 
 def _moe_out(
-    x: Tensor, shares: Tensor, post: Tensor, residual: Tensor, norm: Tensor, gate: Tensor, temperature: float, eps: float
+    x: Tensor,
+    shares: Tensor,
+    post: Tensor,
+    residual: Tensor,
+    norm: Tensor,
+    gate: Tensor,
+    temperature: float,
+    eps: float,
 ) -> Tensor:
     y = (x.view(*shares.shape, -1).float() * shares[..., None]).sum(1).to(post.dtype)  # (N, M)
     z = (y @ post.mT).float() * (1 + norm)
     z = z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + eps)
     return _mix(residual, z.view(residual.shape), gate, temperature)
-
-
-def _softmax_gradient(raw: Tensor, learned: Tensor, scale: float, cap: float) -> tuple[Tensor, Tensor]:
-    """Of raw head outputs (n, V): the sums (n, 1) of exp(logit - cap), and the gradient but for the targets' own part.
-
-    The cap bounds every logit, so no maximum is looked for. tanh is written with exp, which is vectorised better, and
-    the targets' part is left to the caller: comparing indices here would halve the speed.
-    """
-    squashed = 1 - 2 / ((raw.float() * (2 * scale / cap)).exp() + 1)
-    exponentials = (cap * squashed - cap).exp()
-    total = exponentials.sum(-1, keepdim=True)
-    gradient = exponentials * (1 - squashed * squashed) * (learned[:, None] * scale / total)
-    return total, gradient.to(raw.dtype)
-
-
-def cross_entropy(
-    raw: Tensor, targets: Tensor, scale: float, cap: float, softmax_gradient: Any = _softmax_gradient
-) -> tuple[Tensor, Tensor]:
-    """Summed loss and its gradient by the raw head outputs (n, V), soft cap included; a negative target is no target."""
-    learned = (targets >= 0).float()
-    total, gradient = softmax_gradient(raw, learned, scale, cap)
-    places = targets.clamp(min=0)[:, None]
-    squashed = torch.tanh(raw.gather(1, places).float() * (scale / cap))
-    loss = ((total.log() + cap - cap * squashed)[:, 0] * learned).sum()
-    own = (1 - squashed * squashed) * (learned[:, None] * scale)
-    return loss, gradient.scatter_add_(1, places, -own.to(gradient.dtype))
-
-
-class GroupedLinear(torch.autograd.Function):
-    """Rows sorted by expert times each expert's matrix: x (R, in), w (E, out, in), rows per expert -> (R, out)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.counts = counts
-        out = x.new_empty(x.shape[0], w.shape[1])
-        for part, x_part, matrix in zip(out.split(counts), x.split(counts), w, strict=True):
-            torch.mm(x_part, matrix.mT, out=part)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, w = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_x, grad_w = torch.empty_like(x), torch.empty_like(w)
-        parts = zip(
-            grad.split(ctx.counts), x.split(ctx.counts), grad_x.split(ctx.counts), w, grad_w, strict=True
-        )
-        for grad_part, x_part, grad_x_part, matrix, grad_matrix in parts:
-            torch.mm(grad_part, matrix, out=grad_x_part)
-            torch.mm(grad_part.mT, x_part, out=grad_matrix)
-        return grad_x, grad_w, None
-
-
-class Dispatch(torch.autograd.Function):
-    """Copies each token to its k places in expert order. The gradient gathers too: no scattered adds."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
-        ctx.save_for_backward(back)
-        ctx.k = k
-        return x.index_select(0, order // k)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (back,) = ctx.saved_tensors
-        return grad.index_select(0, back).view(-1, ctx.k, grad.shape[-1]).sum(1), None, None, None
-
-
-class Permute(torch.autograd.Function):
-    """x[index], where `inverse` is the inverse permutation of `index`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(0, index)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
-class HeadLoss(torch.autograd.Function):
-    """Head and cross-entropy in slices; the gradient is computed on the way forward, so no logits are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, scale: float, cap: float, softmax_gradient: Any
-    ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden)
-        grad_head = torch.zeros_like(head, dtype=torch.float32)
-        for start in range(0, len(targets), LOGIT_ROWS):
-            rows = slice(start, start + LOGIT_ROWS)
-            loss, grad_raw = cross_entropy(hidden[rows] @ head.mT, targets[rows], scale, cap, softmax_gradient)
-            total += loss
-            torch.mm(grad_raw, head, out=grad_hidden[rows])
-            grad_head += grad_raw.mT @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_head.to(head.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        return grad_hidden * grad, grad_head * grad, None, None, None, None

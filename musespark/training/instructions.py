@@ -72,7 +72,7 @@ def _conversation(question: str, answer: str, *, reasoned: bool, rng: np.random.
 
 
 def health_conversations(data: Path, *, limit: int) -> Iterator[Conversation]:
-    """"Question: … Answer: …" texts as a turn, the answer cut to its first two sentences."""
+    """ "Question: … Answer: …" texts as a turn, the answer cut to its first two sentences."""
     paths = sorted((data / "text").glob("qa-*.jsonl.zst"))
     for text in chain.from_iterable(map(read_texts, paths)):
         question, found, answer = text.partition("Answer:")

@@ -1,7 +1,7 @@
 """Short conversations written here: greetings, who are you, say X, counting, colours, small sums, capitals.
 
-They teach a small model to answer in the chat format, to the point, and to end by itself. Turns are drawn from the topics
-below; a conversation has one to four of them. With higher effort a turn is preceded by a sentence of reasoning.
+They teach a small model to answer in the chat format, to the point, and to end by itself. Turns are drawn from the
+topics below; a conversation has one to four of them. With higher effort a turn is preceded by a sentence of reasoning.
 """
 
 from __future__ import annotations
@@ -33,7 +33,19 @@ Topic = Callable[[Rng], Turn]
 
 THINKING = ("medium", "high", "xhigh")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-HELLO = ("Hello", "Hi", "Hey", "Hi there", "Hello there", "Good morning", "Good evening", "Good afternoon", "hello", "hi", "hey")
+HELLO = (
+    "Hello",
+    "Hi",
+    "Hey",
+    "Hi there",
+    "Hello there",
+    "Good morning",
+    "Good evening",
+    "Good afternoon",
+    "hello",
+    "hi",
+    "hey",
+)
 WHO = (
     "Who are you?", "What are you?", "What is your name?", "Who am I talking to?", "Tell me about yourself.",
     "Introduce yourself.", "who are you", "What's your name?", "Are you a human?", "Are you a robot?",
@@ -191,7 +203,11 @@ def _order(rng: Rng) -> Turn:
     kind, items = ORDERS[int(rng.integers(len(ORDERS)))]
     i = int(rng.integers(len(items) - 1))
     if rng.random() < 0.3:
-        return f"What comes before {items[i + 1]}?", f"{items[i]} comes before {items[i + 1]}.", f"I think of the {kind}."
+        return (
+            f"What comes before {items[i + 1]}?",
+            f"{items[i]} comes before {items[i + 1]}.",
+            f"I think of the {kind}.",
+        )
     return f"What comes after {items[i]}?", f"{items[i + 1]} comes after {items[i]}.", f"I think of the {kind}."
 
 
@@ -227,7 +243,11 @@ def _capital_topic(data: Path) -> Topic:
     def _capital(rng: Rng) -> Turn:
         country, capital = pairs[int(rng.integers(len(pairs)))]
         question = _pick(("What is the capital of {}?", "What's the capital of {}?", "Capital of {}?"), rng)
-        return question.format(country), f"The capital of {country} is {capital}.", f"The capital of {country} is {capital}."
+        return (
+            question.format(country),
+            f"The capital of {country} is {capital}.",
+            f"The capital of {country} is {capital}.",
+        )
 
     return _capital
 
@@ -254,7 +274,10 @@ def _story(stories: list[str], rng: Rng) -> Conversation:
 def _remembered_name(rng: Rng) -> Conversation:
     name = _pick(NAMES, rng)
     turns = [
-        (_pick(("My name is {}.", "I am {}.", "Hi, I'm {}.", "Call me {}."), rng).format(name), f"Hello {name}! How can I help you?"),
+        (
+            _pick(("My name is {}.", "I am {}.", "Hi, I'm {}.", "Call me {}."), rng).format(name),
+            f"Hello {name}! How can I help you?",
+        ),
         (_pick(("What is my name?", "Who am I?", "Do you know my name?"), rng), f"Your name is {name}."),
     ]
     messages: list[Message] = []
@@ -271,4 +294,14 @@ PLAIN_TOPICS: tuple[Topic, ...] = (
     _hello, _who, _can, _feel, _thanks, _bye, _say, _count, _sum, _colour, _opposite, _animal, _plural, _define, _fact,
     _yes_no, _order, _list, _number_word, _unknown,
 )  # fmt: skip
-WEIGHTS = {"hello": 1.5, "who": 1.5, "say": 2.0, "count": 1.5, "sum": 1.5, "define": 2.0, "fact": 1.5, "capital": 1.5, "feel": 0.7}
+WEIGHTS = {
+    "hello": 1.5,
+    "who": 1.5,
+    "say": 2.0,
+    "count": 1.5,
+    "sum": 1.5,
+    "define": 2.0,
+    "fact": 1.5,
+    "capital": 1.5,
+    "feel": 0.7,
+}

@@ -1,9 +1,9 @@
 """Muon for matrices, AdamW for everything else.
 
 Muon replaces the momentum of a matrix by the nearest matrix with orthonormal rows or columns, found by Newton-Schulz
-iterations; matrices of one shape, the experts of all layers among them, go through the iterations as one batch. Source: K. Jordan,
-"Muon", with the update scaled to the RMS of AdamW as in Moonlight (0.2 * sqrt(larger side)), so that one learning rate
-and one weight decay serve both.
+iterations; matrices of one shape, the experts of all layers among them, go through the iterations as one batch.
+Source: K. Jordan, "Muon", with the update scaled to the RMS of AdamW as in Moonlight (0.2 * sqrt(larger side)), so that
+the same rate fits matrices of every shape.
 """
 
 from __future__ import annotations
@@ -15,8 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic of the Muon write-up: steep at 0, all singular values to about 1
-NOT_A_HIDDEN_MATRIX = ("embed_tokens", "lm_head", "mlp.gate.", "embeddings", "position")  # one-hot inputs, the head, the router
+NEWTON_SCHULZ = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # the quintic of the Muon write-up: steep at 0, all singular values to about 1
+NOT_A_HIDDEN_MATRIX = (
+    "embed_tokens",
+    "lm_head",
+    "mlp.gate.",
+    "embeddings",
+    "position",
+)  # one-hot inputs, the head, the router
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -55,7 +65,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape[(p.shape[-2], p.shape[-1])].append(p)
             for (rows, columns), params in by_shape.items():
-                updates = orthogonalise(torch.cat([self._momentum(p, group["momentum"]) for p in params]), group["steps"])
+                updates = orthogonalise(
+                    torch.cat([self._momentum(p, group["momentum"]) for p in params]), group["steps"]
+                )
                 scale = group["lr"] * 0.2 * max(rows, columns) ** 0.5
                 start = 0
                 for p in params:
@@ -76,7 +88,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def build_optimizers(
-    network: nn.Module, *, matrix_lr: float, embedding_lr: float, scalar_lr: float, router_lr: float,
+    network: nn.Module,
+    *,
+    matrix_lr: float,
+    embedding_lr: float,
+    scalar_lr: float,
+    router_lr: float,
     weight_decay: float,
 ) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices; AdamW for embedding and head, for the router, and for norms, gates and biases.

@@ -26,7 +26,12 @@ NAME = {
     "grocery": (*ANY, "What product is in the picture?"),
     "clothing": (*ANY, "What kind of clothing is this?"),
 }
-DESCRIBE = ("Describe this image.", "Describe the picture.", "Write a caption.", "What can you tell me about this image?")
+DESCRIBE = (
+    "Describe this image.",
+    "Describe the picture.",
+    "Write a caption.",
+    "What can you tell me about this image?",
+)
 LONGEST_CAPTION = 400  # characters; figures have whole paragraphs
 
 
@@ -48,7 +53,8 @@ def picture_conversations(data: Path, *, seed: int = 0, rounds: int = 2) -> Iter
             count = int(rng.choice([1, 3]))
             messages: list[Message] = []
             for i in order[start : start + count]:
-                messages += picture_turn(*turns[i], rng)
+                family, image, row = turns[i]
+                messages += picture_turn(family, image, row, rng)
             yield Conversation(tuple(messages))
             start += count
 

@@ -1,7 +1,7 @@
 """Tokenises the data pack once into numpy files, so that training reads integers.
 
-Texts become one stream of begin-of-text, tokens, end-of-text per domain (uint16). A file that is there is kept: its name
-carries the digest of everything it was made from, so another tokenizer or another limit makes another file.
+Texts become one stream of begin-of-text, tokens, end-of-text per domain (uint16). A file that is there is kept: its
+name carries the digest of everything it was made from, so another tokenizer or another limit makes another file.
 """
 
 from __future__ import annotations

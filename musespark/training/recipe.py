@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from musespark.errors import ConfigError, DataError
@@ -64,7 +64,6 @@ class Recipe:
     save_every_s: float = 300.0
     precision: str = "bfloat16"
     compile: bool = False
-    export_files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.phases or any(phase.steps < 1 for phase in self.phases):
@@ -76,14 +75,18 @@ class Recipe:
         for phase in self.phases:
             for name in phase.mix:
                 if name not in self.sources:
-                    raise ConfigError(f"phase {phase.name!r} mixes {name!r}; there are {', '.join(sorted(self.sources))}")
+                    raise ConfigError(
+                        f"phase {phase.name!r} mixes {name!r}; there are {', '.join(sorted(self.sources))}"
+                    )
 
 
 def load_recipe(path: Path) -> Recipe:
     """Run a recipe file (Python, trusted like any code of this repository) and take what its `recipe()` returns."""
     spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     if spec is None or spec.loader is None or not path.exists():
-        raise DataError(f"{path} is not a recipe: give a Python file with a function recipe() -> Recipe, such as runs/nano.py")
+        raise DataError(
+            f"{path} is not a recipe: give a Python file with a function recipe() -> Recipe, such as runs/nano.py"
+        )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     recipe = module.recipe()

@@ -1,8 +1,8 @@
 """Rows: what one line of a batch is made of, and where rows come from.
 
 Every row holds `sequence_length + 1` tokens of one or more documents. Document numbers (`segments`) keep attention from
-crossing documents, `loss` says which tokens are learned: all of a text, only the assistant's of a chat. A source hands out
-row number i again and again the same, so that a position in the data is one integer.
+crossing documents, `loss` says which tokens are learned: all of a text, only the assistant's of a chat. A source hands
+out row number i again and again the same, so that a position in the data is one integer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Row:
 class Source(Protocol):
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> Row: ...
+    def row(self, index: int, *, with_images: bool = True) -> Row: ...
 
 
 class TextSource:
@@ -44,7 +44,7 @@ class TextSource:
     def __len__(self) -> int:
         return (len(self._tokens) - 1) // self._length
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, *, with_images: bool = True) -> Row:
         start = index * self._length
         tokens = np.asarray(self._tokens[start : start + self._length + 1])
         segments = np.cumsum(tokens == self._begin, dtype=np.int32)
@@ -95,7 +95,7 @@ class SampleSource:
             rows.append(np.array(current))
         return rows
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int, *, with_images: bool = True) -> Row:
         size = self._length + 1
         tokens = np.full(size, self._pad, np.uint16)
         segments = np.full(size, PAD_SEGMENT, np.int32)
@@ -108,7 +108,8 @@ class SampleSource:
             tokens[start:end] = self._tokens[low:high]
             segments[start:end] = number
             loss[start:end] = self._loss[low:high]
-            images += self._images_of(int(sample))
+            if with_images:
+                images += self._images_of(int(sample))
         # The last token of a row is only a target: an image that reaches it is impossible, a chat ends with text.
         image_rows = np.flatnonzero(tokens == self._patch)
         return Row(tokens, segments, loss, tuple(images), image_rows)

@@ -47,9 +47,7 @@ def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
     return source
 
 
-def prepare_chat(
-    name: str, spec: ChatData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path
-) -> Path:
+def prepare_chat(name: str, spec: ChatData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path) -> Path:
     target = out / f"{name}-{digest(tokenizer_path.read_bytes(), spec.builder, spec.version)}.npz"
     if not target.exists():
         write_conversations(target, BUILDERS[spec.builder](data), tokenizer)

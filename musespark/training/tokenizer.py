@@ -12,25 +12,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-SPECIAL_TOKENS = (
-    "<|begin_of_text|>",
-    "<|end_of_text|>",
-    "<|start|>",
-    "<|message|>",
-    "<|eom|>",
-    "<|finetune_right_pad|>",
-    "<|eot|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|image|>",
-    "<|patch|>",
-    "<|audio|>",
-    "<|vid_start|>",
-    "<|vid_end|>",
-    "<|vid_frame_separator|>",
-    "<|video|>",
-    *(f"<|reserved_{i}|>" for i in range(16, 32)),
-)
+from musespark.chat.tokenizer import SPECIAL_TOKENS
 
 CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
