@@ -107,12 +107,17 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/out/RECIPE if left out.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the last state in the folder of the run.")] = False,
 ) -> None:
-    """Train a model (needs the training extra: torch)."""
+    """Train a model and write its checkpoint folder (needs the training extra: torch)."""
     _need_torch()
+    from musespark.training.export import export
     from musespark.training.loop import train as train_recipe
     from musespark.training.recipe import load_recipe
 
-    train_recipe(load_recipe(recipe), data=data, out=out or Path("runs/out") / recipe.stem, resume=resume)
+    plan = load_recipe(recipe)
+    folder = out or Path("runs/out") / recipe.stem
+    network = train_recipe(plan, data=data, out=folder, resume=resume)
+    export(network, plan, folder / "checkpoint")
+    print(f"the checkpoint is {folder / 'checkpoint'}; serve it with: musespark serve {folder / 'checkpoint'}")
 
 
 @app.command()
