@@ -13,6 +13,7 @@ from musespark.api.settings import MIB, MODEL_NAME, Settings
 from musespark.chat.templates import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
+from musespark.engine.native import NativeRunner, default_precision, page_bytes
 from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
 from musespark.errors import ConfigError
@@ -38,13 +39,11 @@ class LoadedModel:
 
 def load_model(settings: Settings) -> LoadedModel:
     """Open the checkpoint, plan its memory, start the engine. Blocks; raises CheckpointError and ConfigError."""
-    from musespark.engine.native import NativeRunner, page_bytes
-
     folder = (settings.checkpoint or BUNDLED).resolve()
     checkpoint = open_checkpoint(folder)
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     chat_settings = ChatSettings.from_file(folder)
-    precision = settings.precision or ("int8" if checkpoint.quantization else "bf16")
+    precision = settings.precision or default_precision(checkpoint)
     num_full, num_sliding = plan_pages(
         checkpoint.config,
         *page_bytes(checkpoint.config, precision),

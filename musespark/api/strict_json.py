@@ -47,20 +47,21 @@ def parse(body: bytes) -> Any:
 
 def _check_bounds(body: bytes) -> None:
     depth, values = 0, 1
-    for match in _TOKEN.finditer(body):
+    for count, match in enumerate(_TOKEN.finditer(body)):
         character = match[0][:1]
         if character == b'"':
             if not match[1]:
                 raise InvalidRequest(f"the body is not valid JSON: the string at byte {match.start():,} has no end")
+        elif character == b",":
+            values += 1
         elif character in b"[{":
             depth, values = depth + 1, values + 1
             if depth > MAX_DEPTH:
                 raise InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
-        elif character == b",":
-            values += 1
         else:
             depth -= 1
-        if values > MAX_VALUES:
+        # Valid JSON has at most five tokens a value: name, string, opening, closing, comma. Other bytes may have more.
+        if values > MAX_VALUES or count > 5 * MAX_VALUES:
             raise InvalidRequest(f"the body holds more than {MAX_VALUES:,} values")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from musespark.chat.parser import ChatParser, Delta
-from musespark.chat.tokenizer import Tokenizer
+from musespark.chat.tokenizer import TextStream, Tokenizer
 from musespark.engine.output import StopStrings
 from musespark.engine.request import FinishReason, SampledToken
 from musespark.providers.base import ContentDelta, ReasoningDelta, TokenLogprob
@@ -33,7 +33,7 @@ class ChatOutput:
     def push(self, token: SampledToken) -> FinishReason | None:
         deltas = self._parser.push(token.id)
         if self._logprobs is not None:
-            self._logprobs.push(token, self._parser.body, deltas)
+            self._logprobs.push(token, self._parser.body)
         self._add(deltas)
         return None if self._stop.stopped is None else "stop"
 
@@ -66,23 +66,27 @@ class ChatOutput:
 
 
 class _ContentTokens:
-    """Which of the tokens are content, and at which character each begins."""
+    """Which of the tokens are content, and at which of its characters each begins."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._num_read = 0  # characters of content that the parser has given out
+        self._stream = TextStream(tokenizer)
+        self._num_characters = 0
         self._undecided: list[SampledToken] = []  # may turn out to be a header, or content without one
         self._waiting: list[tuple[int, SampledToken]] = []
 
-    def push(self, token: SampledToken, body: str | None, deltas: Sequence[Delta]) -> None:
+    def push(self, token: SampledToken, body: str | None) -> None:
+        """`body` is what the parser says of the text of `token`."""
         if self._tokenizer.is_special(token.id) or body == "reasoning":
             self._undecided.clear()
-        else:
-            self._undecided.append(token)
-            if body == "content":
-                self._waiting += [(self._num_read, decided) for decided in self._undecided]
-                self._undecided.clear()
-        self._num_read += sum(len(delta.text) for delta in deltas if delta.kind == "content")
+            self._num_characters += len(self._stream.flush())
+            return
+        self._undecided.append(token)
+        if body == "content":
+            for decided in self._undecided:
+                self._waiting.append((self._num_characters, decided))
+                self._num_characters += len(self._stream.push(decided.id))
+            self._undecided.clear()
 
     def take(self, num_sent: int | None) -> tuple[TokenLogprob, ...]:
         """Those that begin before character `num_sent`, or all of them, once."""

@@ -1,0 +1,79 @@
+"""Settings from arguments, the environment and nothing, in this order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from musespark.api import settings as module
+from musespark.api.settings import Settings, default_state_dir
+from musespark.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"MUSESPARK_{name.upper()}", raising=False)
+    monkeypatch.delenv("PORT", raising=False)
+
+
+def test_defaults_listen_on_loopback_only() -> None:
+    settings = Settings.read()
+    assert (settings.host, settings.port, settings.on_loopback) == ("127.0.0.1", 8000, True)
+    assert settings.max_body_bytes == 32 << 20
+    assert not settings.open_metrics
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSESPARK_THREADS", "3")
+    monkeypatch.setenv("PORT", "9000")
+    assert (Settings.read().threads, Settings.read().port) == (3, 9000)
+    assert (Settings.read(threads=4, port=9001).threads, Settings.read(threads=4, port=9001).port) == (4, 9001)
+    assert Settings.read(threads=None).threads == 3
+
+
+def test_musespark_port_wins_over_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("MUSESPARK_PORT", "9001")
+    assert Settings.read().port == 9001
+
+
+def test_hosts_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSESPARK_ALLOWED_HOSTS", "Muse.example, other.example,")
+    assert Settings.read().allowed_hosts == ("muse.example", "other.example")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "eighty"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("MUSESPARK_THREADS", "0"),
+        ("MUSESPARK_THREADS", "1025"),
+        ("MUSESPARK_MODEL_NAME", "a/b"),
+        ("MUSESPARK_PRECISION", "fp4"),
+        ("MUSESPARK_DRAIN_S", "-1"),
+        ("MUSESPARK_PING_S", "0"),
+        ("MUSESPARK_MAX_BODY_BYTES", "1023"),
+        ("MUSESPARK_OPEN_METRICS", "perhaps"),
+    ],
+)
+def test_a_bad_value_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError) as caught:
+        Settings.read()
+    assert variable in caught.value.message
+    assert value in caught.value.message
+
+
+def test_the_state_folder_follows_the_custom_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    assert default_state_dir() == Path("/data/musespark")
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert default_state_dir() == Path("/home/someone/.local/share/musespark")
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert default_state_dir() == Path("/home/someone/Library/Application Support/musespark")
