@@ -1,4 +1,7 @@
-"""The engine over the reference network in float32 against the naive loop, which computes everything anew each time."""
+"""The engine over real networks: float32 against the naive loop, which computes everything anew for each token.
+
+The rounded precisions of the native runner have no naive twin; they must agree with themselves.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from musespark.engine.request import Request
 from musespark.model.network import MuseSpark
 from tests.engine.driver import Driver, request, run_alone
 from tests.model.network.builders import IMAGE_TOKEN, VOCAB_SIZE, picture, random_config, random_network
+from tests.native.runners import native
 from tests.reference_runner import ReferenceRunner
 
 CAT = picture(4, 6)  # 6 rows
@@ -58,18 +62,23 @@ def naive_loop(network: MuseSpark, tokens: list[int], images: tuple[PatchedImage
     return tokens[-MAX_TOKENS:]
 
 
-def engine_over(network: MuseSpark, **options: int) -> Engine:
-    return Engine(ReferenceRunner(network, num_full_pages=64, num_sliding_pages=64), **options)
+def engine_over(network: MuseSpark, runner: str, **options: int) -> Engine:
+    if runner == "reference":
+        return Engine(ReferenceRunner(network, num_full_pages=64, num_sliding_pages=64), **options)
+    return Engine(native(network, precision=runner, num_full_pages=64, num_sliding_pages=64, num_threads=2), **options)
 
 
 def asked(index: int) -> Request:
     prompt, images = REQUESTS[index]
-    spans = tuple((at, at + 6) for at in [prompt.index(IMAGE_TOKEN)] if images) if images else ()
+    spans = tuple((at, at + 6) for at in [prompt.index(IMAGE_TOKEN)]) if images else ()
     return request(prompt, MAX_TOKENS, images=images, image_spans=spans)
 
 
-def test_batch_of_16_equals_the_naive_loop_and_again_from_the_cache(network: MuseSpark, naive: list[list[int]]) -> None:
-    engine = engine_over(network)
+@pytest.mark.parametrize("runner", ["reference", "float32"])
+def test_batch_of_16_equals_the_naive_loop_and_again_from_the_cache(
+    network: MuseSpark, naive: list[list[int]], runner: str
+) -> None:
+    engine = engine_over(network, runner)
     for cold in (True, False):
         driver = Driver(engine)
         seen = [driver.submit(asked(index)) for index in range(16)]
@@ -79,8 +88,23 @@ def test_batch_of_16_equals_the_naive_loop_and_again_from_the_cache(network: Mus
     assert engine.stats().num_cached_tokens_total == sum((len(prompt) - 1) // 64 * 64 for prompt, _ in REQUESTS)
 
 
+@pytest.mark.parametrize("runner", ["reference", "float32"])
 @pytest.mark.parametrize("index", [6, 15])
-def test_alone_and_chunked_equals_the_naive_loop(network: MuseSpark, naive: list[list[int]], index: int) -> None:
+def test_alone_and_chunked_equals_the_naive_loop(
+    network: MuseSpark, naive: list[list[int]], index: int, runner: str
+) -> None:
     for max_batch_tokens in (7, 512):
-        engine = engine_over(network, max_batch_tokens=max_batch_tokens, max_running=1)
+        engine = engine_over(network, runner, max_batch_tokens=max_batch_tokens, max_running=1)
         assert run_alone(engine, asked(index)).ids() == naive[index]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_rounded_network_says_the_same_alone_batched_chunked_cached(network: MuseSpark, precision: str) -> None:
+    alone = [run_alone(engine_over(network, precision), asked(index)).ids() for index in range(16)]
+    for max_batch_tokens in (16, 30, 512):
+        engine = engine_over(network, precision, max_batch_tokens=max_batch_tokens)
+        for _ in range(2):
+            driver = Driver(engine)
+            seen = [driver.submit(asked(index)) for index in range(16)]
+            driver.run()
+            assert [one.ids() for one in seen] == alone
