@@ -1,7 +1,7 @@
 """Two operations for rows sorted by expert, with gradients written by hand.
 
-Both exist for speed in training and are opaque to torch.compile. `grouped_linear` needs the group sizes on the host,
-which would break a compiled graph. `permute_rows` knows the inverse permutation, so its gradient is a gather too;
+Both are opaque to torch.compile, which neither breaks nor looks inside. `grouped_linear` needs the group sizes on the
+host, which would break a compiled graph. `permute_rows` knows the inverse permutation, so its gradient is a gather too;
 autograd's own would be a scatter-add, row after row on a CPU.
 """
 

@@ -1,8 +1,8 @@
 """MuseSpark: text stack, image tower and head in one module with Hugging Face parameter names.
 
-The readable reference: what transformers computes for `MuseSparkForConditionalGeneration`, in float32 to rounding,
-and what training differentiates. Serving does not come here. `generate_greedy` is the naive loop that the engine is
-held against.
+The readable reference: what transformers computes for `MuseSparkForConditionalGeneration`, in float32 to rounding.
+Training owns its weights and differentiates it, or a faster twin held equal to it; serving does not come here.
+`generate_greedy` is the naive loop that the engine is held against.
 """
 
 from __future__ import annotations
@@ -82,23 +82,20 @@ class MuseSpark(nn.Module):
 
     def embed(self, token_ids: Tensor, images: Sequence[PatchedImage | Tensor] = ()) -> Tensor:
         """Input rows of the first layer, (B, T, D) float32: text embeddings, with image features in their places."""
-        text = self.model.language_model
+        hidden = self.model.language_model.embed(token_ids)
         if self.config.vision is None:
             if images:
                 raise ValueError("this checkpoint has no vision tower, so it takes no images")
-            return text.embed(token_ids)
+            return hidden
         if not images and torch.compiler.is_compiling():
-            return text.embed(token_ids)  # counting image tokens would break the graph
+            return hidden  # counting image tokens would break the graph
         is_image = token_ids == self.config.image_token_id
         num_rows = int(is_image.sum())
         features = self._features(images)
         num_features = 0 if features is None else features.shape[0]
         if num_rows != num_features:
             raise ValueError(f"{num_rows} image tokens for {num_features} image features; the numbers must be equal")
-        hidden = text.embed(token_ids.masked_fill(is_image, 0))
-        if features is None:
-            return hidden
-        return hidden.masked_scatter(is_image[..., None], features)
+        return hidden if features is None else hidden.masked_scatter(is_image[..., None], features)
 
     def encode_images(self, images: Sequence[PatchedImage]) -> list[Tensor]:
         """Features (num_tokens, D) float32 of each image, of unit mean square."""
@@ -170,10 +167,11 @@ def generate_greedy(
 ) -> list[int]:
     """The naive loop: the whole sequence again for every token, no cache. Returns the new tokens, with the stop id."""
     features = network.encode_images(images) if images else []
-    sequence = list(token_ids)
+    sequence, num_prompt = list(token_ids), len(token_ids)
     for _ in range(max_tokens):
-        hidden, _ = network.hidden_states(torch.tensor([sequence]), images=features)
+        row = torch.tensor([sequence], device=network.lm_head.weight.device)
+        hidden, _ = network.hidden_states(row, images=features)
         sequence.append(int(network.logits(hidden[0, -1]).argmax()))
         if sequence[-1] in stop_ids:
             break
-    return sequence[len(token_ids) :]
+    return sequence[num_prompt:]

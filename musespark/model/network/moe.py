@@ -1,8 +1,8 @@
 """The latent mixture of experts: a float32 sigmoid router, experts in a narrower space, one norm per expert output.
 
 Two ways to run the experts stand side by side. `experts_looped` is the definition, read in a minute.
-`experts_grouped` sorts the (token, expert) pairs by expert, so that each expert is one matrix product; training uses
-it. A test holds them equal, gradients included. Source: transformers 5.23 `muse_spark`.
+`experts_grouped` sorts the (token, expert) pairs by expert, so that each expert is one matrix product. A test holds
+them equal, gradients included. Source: transformers 5.23 `muse_spark`.
 
 Letters: N tokens, E experts, k experts per token, m latent width, F expert width, D hidden width.
 """

@@ -141,7 +141,7 @@ class VisionTower(nn.Module):
             start += grid[0] * grid[1]
         order = torch.cat(orders).to(device)
         sizes_of = {"full_attention": [r * c for r, c in grids], "window_attention": window_sizes}
-        rotary = tuple(x[order] for x in self._rotary(grids, device))
+        rotary = tuple(x[order] for x in self.rotary(grids, device))
 
         hidden = self.ln_pre(self.patch_embedder(patches, grids))[order]
         for layer, kind in zip(self.layers, config.layer_types, strict=True):
@@ -150,7 +150,7 @@ class VisionTower(nn.Module):
         images = hidden.split(sizes_of["full_attention"])
         return torch.cat([merge_cells(x, grid, config.merge_size) for x, grid in zip(images, grids, strict=True)])
 
-    def _rotary(self, grids: Sequence[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
+    def rotary(self, grids: Sequence[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin (P, 1, head_dim/2) in raster order: the column turns the first pairs, the row the others."""
         half = self.config.hidden_size // self.config.num_attention_heads // 2
         frequencies = rotary_frequencies(half, self.config.rope_theta, device)

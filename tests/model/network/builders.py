@@ -100,7 +100,7 @@ def twin(network: MuseSpark, attention: str = "eager") -> MuseSparkForConditiona
 def picture(rows: int, columns: int, seed: int = 0) -> PatchedImage:
     """An image of noise, rows × columns patches."""
     patches = np.random.default_rng([seed, rows, columns]).uniform(-1, 1, (rows * columns, 588)).astype(np.float32)
-    return PatchedImage(patches, (rows, columns), digest=bytes([rows, columns, seed]))
+    return PatchedImage(patches, (rows, columns), digest=f"{rows} {columns} {seed}".encode())
 
 
 @torch.no_grad()

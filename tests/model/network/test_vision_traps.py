@@ -101,7 +101,7 @@ def test_trap_19_vision_angles_count_from_one_and_the_column_comes_first() -> No
     expected = [
         [*((c + 1) * f for f in frequencies), *((r + 1) * f for f in frequencies)] for r in range(3) for c in range(5)
     ]
-    cos, sin = VisionTower(config)._rotary([(3, 5)], torch.device("cpu"))
+    cos, sin = VisionTower(config).rotary([(3, 5)], torch.device("cpu"))
     torch.testing.assert_close(cos[:, 0], torch.tensor(expected).cos())
     torch.testing.assert_close(sin[:, 0], torch.tensor(expected).sin())
 
