@@ -87,15 +87,28 @@ def choose(logits: Float64, state: SamplingState) -> int:
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
         weights = np.exp((logits - logits.max()) / params.temperature)  # 1.0 for the most likely
-    kept = np.flatnonzero(weights)
-    if 0 < params.top_k < len(kept):
-        kept = kept[largest(weights[kept], params.top_k)]
+    uniform = state.generator.random()
+    kept = filtered(weights, params)
+    return pick(weights, uniform) if kept is None else int(kept[pick(weights[kept], uniform)])
+
+
+def filtered(weights: Float64, params: SamplingParams) -> Ids | None:
+    """The ids, ascending, that `top_k`, `top_p` and `min_p` leave; None if all three are off."""
+    kept: Ids | None = None
+    if 0 < params.top_k < len(weights):
+        kept = largest(weights, params.top_k)
     if params.top_p < 1.0:
-        kept = kept[nucleus(weights[kept], params.top_p)]
-    kept = np.sort(kept[weights[kept] >= params.min_p])
-    cumulative = np.cumsum(weights[kept])
-    at = np.searchsorted(cumulative, state.generator.random() * cumulative[-1], side="right")
-    return int(kept[min(at, len(kept) - 1)])  # the product may round up to the sum itself
+        kept = nucleus(weights, params.top_p) if kept is None else kept[nucleus(weights[kept], params.top_p)]
+    if params.min_p > 0.0:
+        kept = np.flatnonzero(weights >= params.min_p) if kept is None else kept[weights[kept] >= params.min_p]
+    return None if kept is None else np.sort(kept)
+
+
+def pick(weights: Float64, uniform: float) -> int:
+    """The index at which a `uniform` in [0, 1) falls when each has its share of the sum; never one of weight 0."""
+    cumulative = np.cumsum(weights)
+    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])  # the product may round up to the sum
 
 
 def penalise(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musespark.engine.request import SamplingParams
-from musespark.engine.sampler import Sampler, SamplingState, largest, nucleus
+from musespark.engine.sampler import Sampler, SamplingState, largest, nucleus, pick
 from tests.engine.reference_sampler import distribution, log_softmax
 
 V = 24
@@ -218,3 +218,13 @@ def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int
     assert (
         len(found) == 1 or 100 * before < percent * sum(weights) or math.isclose(100 * before, percent * sum(weights))
     )
+
+
+def test_pick_gives_each_its_share_and_nothing_to_weight_zero() -> None:
+    weights = np.array([0.0, 1.0, 0.0, 3.0, 0.0])
+    below_one = np.nextafter(1.0, 0.0)
+    picked = [pick(weights, uniform) for uniform in (0.0, np.nextafter(0.25, 0), 0.25, 0.5, below_one)]
+    assert picked == [1, 1, 3, 3, 3]
+    rounding = np.array([1.0, *[2.0**-54] * 3, 0.0])  # below_one times the sum rounds to the sum itself
+    assert rounding[pick(rounding, below_one)] > 0
+    assert pick(np.array([5e-324, 0.0]), below_one) == 0  # so does this product
