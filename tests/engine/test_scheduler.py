@@ -121,7 +121,7 @@ def test_last_in_order_pauses_while_nobody_is_behind_it() -> None:
 
 def test_work_planned_for_a_preempted_sequence_is_planned_no_more() -> None:
     # Before the prompt is complete, the decoder has taken a third page: one more than was spared for it.
-    simulation = Simulation(num_pages=8, max_batch_tokens=4)
+    simulation = Simulation(num_pages=8, max_batch_tokens=4, max_running=2)
     (decoder,) = simulation.add("decoder", 60, priority=1)
     while decoder.num_computed < 60:
         simulation.step()
