@@ -19,7 +19,6 @@ from musespark.errors import MuseSparkError
 from musespark.model.network import MuseSpark
 from musespark.training.batch import Batch, make_batches
 from musespark.training.checkpoints import load_state, save_state
-from musespark.training.export import export
 from musespark.training.forward import Decoder, embed
 from musespark.training.optimizer import build_optimizers
 from musespark.training.plan import Plan
@@ -39,7 +38,7 @@ class TrainingDiverged(MuseSparkError):
 
 
 def train(recipe: Recipe, *, data: Path, out: Path, resume: bool = False) -> MuseSpark:
-    """Run a recipe to its end, write `out/checkpoint` (a checkpoint folder in bfloat16) and return the network.
+    """Run a recipe to its end and return the network; `export` writes it as a checkpoint.
 
     data: the data pack. out: the folder of the run (state, metrics, tokenised data). resume: go on from the state in
     `out`; without it a state that is there is started over.
@@ -49,7 +48,6 @@ def train(recipe: Recipe, *, data: Path, out: Path, resume: bool = False) -> Mus
     if resume:
         trainer.restore()
     trainer.run()
-    export(trainer.network, recipe, out / "checkpoint")
     return trainer.network
 
 

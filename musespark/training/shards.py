@@ -5,12 +5,11 @@ Rows are data from outside: a bad one stops the run with a DataError that names 
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -21,13 +20,34 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of one `.jsonl.zst` file, in order. Raises DataError naming file and line."""
     try:
         with path.open("rb") as file:
-            stream = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
-            for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8", newline="\n"), start=1):
-                yield _object(line, f"{path.name} line {number}")
+            for number, line in enumerate(_lines(_decompress(file)), start=1):
+                yield _object(line.decode("utf-8"), f"{path.name} line {number}")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; give the data pack with --data or MUSESPARK_DATA") from None
-    except (OSError, UnicodeDecodeError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zstandard.ZstdError) as error:
         raise DataError(f"{path} can't be read: {error}") from None
+
+
+def _decompress(file: BinaryIO) -> Iterator[bytes]:
+    """The content of a Zstandard file, frame by frame. Raises EOFError when the last one is cut off."""
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    while chunk := file.read(1 << 20):
+        while chunk:
+            if frame.eof:
+                frame = zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(chunk)
+            chunk = frame.unused_data if frame.eof else b""
+    if not frame.eof:  # the library's own reader ends silently here
+        raise EOFError("it is cut off in the middle of a Zstandard frame")
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def read_texts(path: Path) -> Iterator[str]:

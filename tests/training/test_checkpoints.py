@@ -1,0 +1,54 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from musespark.errors import CheckpointError
+from musespark.training.checkpoints import STATE
+from musespark.training.loop import Trainer
+from tests.training.pack import toy_recipe
+
+
+def test_a_run_without_a_state_begins_at_step_0(tmp_path: Path, pack: Path) -> None:
+    trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
+    trainer.restore()
+    assert trainer.progress.total_steps == 0
+
+
+def test_a_write_that_dies_half_way_keeps_the_old_state(
+    tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
+    trainer.progress.total_steps = 7
+    trainer.save()
+
+    def die_half_way(state: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", die_half_way)
+    trainer.progress.total_steps = 8
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save()
+
+    resumed = Trainer(trainer.recipe, data=pack, out=tmp_path / "run")
+    resumed.restore()
+    assert resumed.progress.total_steps == 7
+
+
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, pack: Path) -> None:
+    trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
+    trainer.save()
+    path = tmp_path / "run" / STATE
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"state\.pt can't be read"):
+        trainer.restore()
+
+
+def test_a_state_of_another_model_is_refused(tmp_path: Path, pack: Path) -> None:
+    recipe = toy_recipe(tmp_path)
+    Trainer(recipe, data=pack, out=tmp_path / "run").save()
+    other = replace(recipe, config=replace(recipe.config, text=replace(recipe.config.text, sliding_window=64)))
+    with pytest.raises(CheckpointError, match="another model configuration"):
+        Trainer(other, data=pack, out=tmp_path / "run").restore()
