@@ -166,7 +166,7 @@ void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<c
     require(batch.num_sequences >= 0, "query_start must have at least one entry");
     require(extent(full_block_table, 0) == batch.num_sequences && extent(sliding_block_table, 0) == batch.num_sequences,
             "the block tables must have one row for each sequence");
-    require(extent(embeds, 0) == batch.num_embeds && extent(embeds, 1) == self.text().hidden_size,
+    require(extent(embeds, 0) == batch.num_embeds && (extent(embeds, 1) == self.text().hidden_size || !batch.num_embeds),
             "embeds must be (len(embed_rows), hidden_size)");
     require(extent(logits, 0) == batch.num_logits && extent(logits, 1) == self.text().vocab_size,
             "logits must be (len(logit_rows), vocab_size)");

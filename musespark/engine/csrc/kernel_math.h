@@ -12,9 +12,9 @@ constexpr float kLog2E = 1.44269504088896340736F;
 inline float from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
 inline uint32_t to_bits(float x) { return __builtin_bit_cast(uint32_t, x); }
 
-// 2^x, to 2 units in the last place; exactly 1 at 0; 0 below -126; x above 127 counts as 127.
+// 2^x, to 2 units in the last place; exactly 1 at 0; 0 below -126, infinity from 128 on.
 inline float exp2_of(float x) {
-    const float upper = x > 127.0F ? 127.0F : x;
+    const float upper = x > 127.99999F ? 127.99999F : x;
     const float bounded = upper < -126.0F ? -126.0F : upper;
     const float shifted = bounded + 12582912.0F;  // 1.5 * 2^23: rounds to an integer in the low bits
     const float f = bounded - (shifted - 12582912.0F);
@@ -29,13 +29,24 @@ inline float exp2_of(float x) {
     p = p * f + 1.0F;
     const float y = from_bits(to_bits(p) + (to_bits(shifted) << 23));
     const float flushed = x < -126.0F ? 0.0F : y;
-    return x == x ? flushed : x;
+    const float limited = x >= 128.0F ? __builtin_inff() : flushed;
+    return x == x ? limited : x;
 }
 
 inline float sigmoid_of(float x) { return 1.0F / (1.0F + exp2_of(-x * kLog2E)); }
 
-// To about 1e-7 absolute, which the soft cap needs; not relative near 0.
-inline float tanh_of(float x) { return 1.0F - 2.0F / (exp2_of(2.0F * kLog2E * x) + 1.0F); }
+// To 2 units in the last place: the polynomial of Cephes' tanhf where the exponential would cancel.
+inline float tanh_of(float x) {
+    const float z = x * x;
+    float p = -5.70498872745e-3F;
+    p = p * z + 2.06390887954e-2F;
+    p = p * z - 5.37397155531e-2F;
+    p = p * z + 1.33314422036e-1F;
+    p = p * z - 3.33332819422e-1F;
+    const float near = x + x * z * p;
+    const float far = 1.0F - 2.0F / (exp2_of(2.0F * kLog2E * x) + 1.0F);
+    return z < 0.390625F ? near : far;
+}
 
 // Abramowitz and Stegun 7.1.26: 1.5e-7 absolute.
 inline float erf_of(float x) {
