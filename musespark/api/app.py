@@ -1,7 +1,6 @@
 """The application: the gate, the routes, and nothing that FastAPI would add by itself.
 
 No documentation pages (they load scripts from elsewhere), no redirects, no 422: routes read their bodies themselves.
-The OpenAPI document is at /openapi.json, behind a key like everything else.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from musespark.api.body import BodyReader
 from musespark.api.deps import Services
 from musespark.api.gate import LOOPBACK_NAMES, PUBLIC, Gate
 from musespark.api.metrics import Metrics
+from musespark.api.openapi import ERROR_RESPONSES
 from musespark.api.routes import chat, models, operations
 from musespark.api.settings import Settings
 from musespark.providers.base import Provider
@@ -29,7 +29,7 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
         bodies=BodyReader(settings.max_body_bytes, settings.body_timeout_s),
         metrics=Metrics(lambda: services.provider.metrics() if services.provider else {}),
     )
-    app = FastAPI(title="Muse Spark", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="Muse Spark", openapi_url=None, redirect_slashes=False)
     app.state.services = services
     app.exception_handlers = {HTTPException: _leave_to_gate}  # instead of FastAPI's own
     app.add_middleware(
@@ -40,7 +40,7 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
         allowed_hosts=LOOPBACK_NAMES | set(settings.allowed_hosts) if settings.on_loopback else None,
     )
     for module in (chat, models, operations):
-        app.include_router(module.router)
+        app.include_router(module.router, responses=ERROR_RESPONSES)
     return app
 
 

@@ -92,6 +92,8 @@ class Gate:
         route = getattr(scope.get("route"), "path", "unmatched")
         seconds = time.perf_counter() - visit.started_s
         self._metrics.request(scope["method"], route, visit.status, seconds)
+        if scope["path"] in PUBLIC:
+            return  # probes come every few seconds and would bury the rest of the log
         structlog.get_logger().info(
             "request",
             request_id=visit.request_id,

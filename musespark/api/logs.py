@@ -1,17 +1,17 @@
 """One JSON object per line on standard error: what happened, never what was said.
 
-Keys are cut wherever they turn up, control characters are escaped by JSON, and an exception is told by its type and its
+Keys are cut wherever they turn up, all but printable ASCII is escaped, and an exception is told by its type and its
 place: its text may quote the prompt.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
 from typing import Any, TextIO
 
-import orjson
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
@@ -66,4 +66,6 @@ def _clean_value(value: Any) -> Any:
 
 
 def _to_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
-    return orjson.dumps(event, default=lambda value: type(value).__name__).decode()
+    # ASCII, so that U+2028 breaks no line either.
+    text = json.dumps(event, separators=(",", ":"), default=lambda value: type(value).__name__)
+    return text.replace("\x7f", "\\u007f")

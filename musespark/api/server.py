@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import h11
@@ -35,6 +36,7 @@ from musespark.errors import InvalidRequest, SetupError
 T = TypeVar("T")
 
 MAX_HEADER_BYTES = 64 * 1024
+HEAD_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 30
 BACKLOG = 512
 
@@ -68,18 +70,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def banner(settings: Settings, port: int, model_id: str, new_key: NewKey | None, database: str) -> str:
+def banner(settings: Settings, port: int, model: LoadedModel, new_key: NewKey | None, database: Path) -> str:
     """What a person needs to begin: the base URL, the key (once), and a command to paste."""
     base_url = f"http://{_reachable(settings.host)}:{port}/v1"
     if new_key is None:
         key, note = "$MUSESPARK_API_KEY", "yours from the first start; `musespark keys create` makes another"
     else:
         key, note = new_key.secret, f"shown only this once: {database} keeps a keyed hash of it"
+    model_id = model.provider.model.id
     body = orjson.dumps({"model": model_id, "messages": [{"role": "user", "content": "Hello!"}]}).decode()
     headers = f"-H 'Content-Type: application/json' -H \"Authorization: Bearer {key}\""
     lines = [
         f"base URL  {base_url}",
-        f"model     {model_id}",
+        f"model     {model_id} (context: {model.service.context_length:,} tokens)",
         f"API key   {'' if new_key is None else key + ' '}({note})",
     ]
     return "\n".join(
@@ -116,7 +119,7 @@ async def _run(
         services.provider = model.provider
         port = listener.getsockname()[1]
         new_key = accounts.create_first_key()
-        print(banner(settings, port, model.provider.model.id, new_key, str(accounts.database_path)), flush=True)
+        print(banner(settings, port, model, new_key, accounts.database_path), flush=True)
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
         second = asyncio.create_task(_second_signal(signals, model))
         server.should_exit = True
@@ -184,7 +187,35 @@ class _Server(uvicorn.Server):
 
 
 class JsonErrorsProtocol(H11Protocol):
-    """HTTP/1.1 whose refusals of what is not HTTP have the same form as all our errors."""
+    """HTTP/1.1 that refuses what is not HTTP in the form of all our errors, and waits `HEAD_TIMEOUT_S` for a head.
+
+    uvicorn would wait for ever, and a few thousand half-open connections use up a process's file descriptors.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_watching()
+
+    def _watch_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            self._stop_watching()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
+    def _stop_watching(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):

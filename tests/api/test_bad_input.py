@@ -20,7 +20,8 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.api.world import MODEL, World, asking, exchange, running_world
+from musespark.api import server
+from tests.api.world import MODEL, World, asking, exchange, receive, running_world
 from tests.chat.image_samples import encoded, picture, png_header
 
 SPECIAL_TOKENS = [
@@ -172,8 +173,8 @@ def test_a_bad_image_is_refused(world: World, name: str) -> None:
 
 def test_a_decompression_bomb_is_refused_by_its_size(world: World) -> None:
     file = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(file, "PNG")  # 900 million pixels in about 110 KB
-    assert len(file.getvalue()) < 200_000
+    Image.new("1", (10_000, 10_000)).save(file, "PNG")  # a hundred million pixels
+    assert len(file.getvalue()) < 20_000
     assert "pixels" in refused(see(world, file.getvalue()))["message"]
 
 
@@ -301,7 +302,7 @@ def test_bodies_together_have_a_limit_too(small_world: World) -> None:
         assert response.status_code == 429
         assert "retry-after-ms" in response.headers
         for connection in connections:
-            assert b"400 Bad Request" in connection.recv(65536)  # it timed out
+            assert b"400 Bad Request" in receive(connection)  # it timed out
     finally:
         for connection in connections:
             connection.close()
@@ -321,6 +322,20 @@ def test_a_head_that_is_too_long_gets_the_error_object(world: World) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 40")
     assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+def test_a_head_that_never_ends_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
+    whole = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.key}\r\n\r\n".encode()
+    for opening in (b"", b"GET /v1/models HT", whole[:-2]):
+        assert exchange(world.port, opening) == b""
+    with socket.create_connection(("127.0.0.1", world.port), timeout=10) as connection:
+        for _ in range(2):  # a connection that is kept alive between requests is not cut off
+            connection.sendall(whole)
+            assert receive(connection).startswith(b"HTTP/1.1 200")
+            time.sleep(0.3)
+        connection.sendall(whole[:20])  # but one that begins a head and leaves it is
+        assert receive(connection) == b""
 
 
 @pytest.mark.parametrize(

@@ -72,16 +72,18 @@ class World:
 def exchange(port: int, *pieces: bytes) -> bytes:
     """The answer to these very bytes: its head and, if it announces a body, the body."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-        answer = b""
         with contextlib.suppress(ConnectionError):  # the server may answer and close before everything is sent
             for piece in pieces:
                 connection.sendall(piece)
-        with contextlib.suppress(ConnectionError):
-            while not _complete(answer):
-                received = connection.recv(65536)
-                if not received:
-                    break
-                answer += received
+        return receive(connection)
+
+
+def receive(connection: socket.socket) -> bytes:
+    """One answer; what there was of it, if the server closes."""
+    answer = b""
+    with contextlib.suppress(ConnectionError):
+        while not _complete(answer) and (received := connection.recv(65536)):
+            answer += received
     return answer
 
 

@@ -17,15 +17,14 @@ from musespark.api.chat_response import Formatter
 from musespark.api.deps import provider_of, services_of
 from musespark.api.errors import error_object
 from musespark.api.gate import as_musespark_error
+from musespark.api.openapi import CHAT_BODY
 from musespark.errors import ModelNotFound
 from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
 
 router = APIRouter()
 
-_BODY = {"required": True, "content": {"application/json": {"schema": ChatCompletionRequest.model_json_schema()}}}
 
-
-@router.post("/v1/chat/completions", openapi_extra={"requestBody": _BODY})
+@router.post("/v1/chat/completions", openapi_extra={"requestBody": CHAT_BODY})
 async def create_chat_completion(request: Request) -> Response:
     services, provider = services_of(request), provider_of(request)
     response_id = f"chatcmpl-{secrets.token_hex(12)}"

@@ -1,12 +1,14 @@
-"""For those who run the server: is it alive, is it ready, how is it doing."""
+"""For those who run the server: is it alive, is it ready, how is it doing, what does it offer."""
 
 from __future__ import annotations
 
+import orjson
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from musespark.api.deps import provider_of, services_of
 from musespark.api.metrics import CONTENT_TYPE
+from musespark.api.openapi import document
 from musespark.errors import ShuttingDown
 
 router = APIRouter()
@@ -26,7 +28,12 @@ async def readyz(request: Request) -> Response:
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
-@router.get("/metrics")
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> Response:
+    return Response(orjson.dumps(document(request.app)), media_type="application/json")
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text. Needs a key, unless MUSESPARK_OPEN_METRICS is set."""
     return Response(services_of(request).metrics.text(), headers={"content-type": CONTENT_TYPE})

@@ -1,0 +1,126 @@
+"""From a checkpoint folder to answers: the memory plan by hand-computed cases, and a random toy model end to end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from musespark.api.load import load_model, model_info, plan_pages
+from musespark.api.settings import Settings
+from musespark.chat.messages import Image, Message, Text
+from musespark.chat.tokenizer import Tokenizer
+from musespark.engine.request import Usage
+from musespark.errors import CheckpointError, ConfigError
+from musespark.model.checkpoint import save_checkpoint
+from musespark.providers.base import ChatRequest, ContentDelta, Finished, ReasoningDelta
+from tests.chat.image_samples import encoded, picture
+from tests.model.files import TOY, random_tensors, toy_config
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model over bytes: it says nothing, but it says it through every room."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "toy"
+    spoken = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    Tokenizer.bytes_only().save(spoken)
+    save_checkpoint(folder, TOY, random_tensors(TOY), files={"tokenizer.json": spoken, "model_card.md": "# toy\n"})
+    return folder
+
+
+def test_a_toy_model_answers_text_and_images_with_nothing_but_text(checkpoint: Path, tmp_path: Path) -> None:
+    async def run() -> None:
+        model = load_model(Settings(checkpoint=checkpoint, state_dir=tmp_path, threads=1, precision="float32"))
+        try:
+            assert model.provider.ready
+            assert model.provider.model.id == "toy"
+            content = (Image(encoded(picture(56, 28), "PNG")), Text("hi"))
+            request = ChatRequest(
+                id="r1",
+                messages=(Message("user", content),),
+                cache_salt=b"",
+                temperature=2.0,
+                seed=1,
+                max_tokens=300,
+                n=2,
+            )
+            events = [event async for event in await model.provider.chat(request)]
+        finally:
+            await model.close(0.0)
+        usage = events.pop()
+        assert isinstance(usage, Usage)
+        assert usage.image_tokens == 2
+        assert 2 <= usage.completion_tokens <= 600
+        assert {event.index for event in events if isinstance(event, Finished)} == {0, 1}
+        text = "".join(event.text for event in events if isinstance(event, ContentDelta | ReasoningDelta))
+        assert "<|" not in text
+        assert not model.provider.ready
+
+    asyncio.run(run())
+
+
+def test_the_context_fits_the_memory(checkpoint: Path, tmp_path: Path) -> None:
+    async def run() -> int:
+        model = load_model(Settings(checkpoint=checkpoint, state_dir=tmp_path, threads=1))
+        length = model.service.context_length
+        await model.close(0.0)
+        return length
+
+    assert asyncio.run(run()) == TOY.text.max_position_embeddings
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        load_model(Settings(checkpoint=tmp_path / "nowhere", state_dir=tmp_path))
+
+
+def test_the_models_name_is_its_folders_or_the_operators(checkpoint: Path, tmp_path: Path) -> None:
+    assert model_info(Settings(state_dir=tmp_path), checkpoint, "bf16").id == "toy"
+    assert model_info(Settings(state_dir=tmp_path, model_name="mine"), checkpoint, "bf16").id == "mine"
+    odd = checkpoint.rename(checkpoint.with_name("odd name"))
+    with pytest.raises(ConfigError, match="MUSESPARK_MODEL_NAME"):
+        model_info(Settings(state_dir=tmp_path), odd, "bf16")
+    odd.rename(checkpoint)
+
+
+def test_the_fingerprint_changes_with_precision_and_weights(checkpoint: Path, tmp_path: Path) -> None:
+    def fingerprint(precision: str) -> str:
+        return model_info(Settings(state_dir=tmp_path), checkpoint, precision).fingerprint
+
+    first = fingerprint("bf16")
+    assert first == fingerprint("bf16")
+    assert first != fingerprint("float32")
+    (checkpoint / "model.safetensors").touch()
+    assert first != fingerprint("bf16")
+
+
+# toy: a window of 128 tokens is 2 pages and one for the edge, a step of 512 is 8 and one, the context has 16 pages
+LEAST_SLIDING, LEAST_FULL = 3 + 9, 9
+
+
+def test_plenty_of_memory_gives_twice_what_all_choices_can_use() -> None:
+    assert plan_pages(TOY, 1000, 1000, memory_bytes=1 << 30, max_running=16) == (2 * 16 * 16, 2 * 16 * 3 + 9)
+
+
+def test_the_plan_never_exceeds_the_memory_and_needs_a_least() -> None:
+    page = MIB // 4
+    least = (LEAST_SLIDING + LEAST_FULL) * page
+    assert plan_pages(TOY, page, page, memory_bytes=least, max_running=16) == (LEAST_FULL, LEAST_SLIDING)
+    with pytest.raises(ConfigError, match="MUSESPARK_KV_MEMORY_MB is 5; this model needs at least 6"):
+        plan_pages(TOY, page, page, memory_bytes=least - 1, max_running=16)
+    for memory in (6 * MIB, 20 * MIB, 57 * MIB, 100 * MIB):
+        full, sliding = plan_pages(TOY, page, 3 * page // 2, memory_bytes=memory + least, max_running=16)
+        assert full * page + sliding * 3 * page // 2 <= memory + least
+        assert full >= LEAST_FULL
+        assert sliding >= LEAST_SLIDING
+
+
+def test_a_group_without_layers_costs_nothing() -> None:
+    long = toy_config(max_position_embeddings=1 << 20)
+    full, sliding = plan_pages(long, 1000, 0, memory_bytes=MIB, max_running=16)
+    assert (full, sliding) == (MIB // 1000, 2 * 16 * 3 + 9)
+    full, sliding = plan_pages(long, 0, 1000, memory_bytes=MIB, max_running=16)
+    assert (full, sliding) == (2 * 16 * (1 << 14), 2 * 16 * 3 + 9)
