@@ -39,10 +39,10 @@ def picture_conversations(data: Path, *, seed: int = 0, rounds: int = 2) -> Iter
     """Every training picture `rounds` times, alone or in a conversation about up to three."""
     rng = np.random.default_rng(seed)
     turns = [
-        (family, image, row)
+        (family, image, _checked(row, family, f"{path.name} {stem}"))
         for family in FAMILIES
         for path in sorted((data / "images").glob(f"{family}-*.tar"))
-        for _, image, row in read_images(path)
+        for stem, image, row in read_images(path)
     ]
     if not turns:
         raise DataError(f"{data / 'images'} holds no pictures; give the data pack with --data or MUSESPARK_DATA")
@@ -69,6 +69,13 @@ def picture_turn(family: str, image: bytes, row: dict[str, Any], rng: np.random.
     else:
         question, answer = str(rng.choice(NAME[family])), name_answer(family, row)
     return [Message("user", (Image(image), Text(question))), Message("assistant", (Text(answer),))]
+
+
+def _checked(row: dict[str, Any], family: str, where: str) -> dict[str, Any]:
+    for field in ("text", "name") if family in NAME else ("text",):
+        if not isinstance(row.get(field), str) or not row[field].strip():
+            raise DataError(f"{where}: `{field}` must be a string that is not empty")
+    return row
 
 
 def name_answer(family: str, row: dict[str, Any]) -> str:
