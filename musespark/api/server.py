@@ -114,27 +114,31 @@ async def _run(
     loading = _in_daemon_thread(lambda: load(settings))
     tasks: set[asyncio.Future[Any]] = {loading, stopping, serving}
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    if loading.done() and not loading.exception():
-        model = loading.result()
+    model = loading.result() if loading.done() and not loading.exception() else None
+    if model is not None:
         services.provider = model.provider
         port = listener.getsockname()[1]
-        new_key = accounts.create_first_key()
+        new_key = accounts.create_first_key()  # not before there is a model: a key that nobody sees would be lost
         print(banner(settings, port, model, new_key, accounts.database_path), flush=True)
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-        second = asyncio.create_task(_second_signal(signals, model))
-        server.should_exit = True
-        await model.close(settings.drain_s)
-        second.cancel()
     server.should_exit = True
     stopping.cancel()
+    if model is not None:
+        await _drain(model, settings.drain_s, signals)
     await serving
     if loading.done():
         loading.result()  # raises what was wrong with the checkpoint
 
 
-async def _second_signal(signals: asyncio.Queue[None], model: LoadedModel) -> None:
-    await signals.get()
-    await model.close(0.0)
+async def _drain(model: LoadedModel, drain_s: float, signals: asyncio.Queue[None]) -> None:
+    """Give running answers their time; a second signal takes it away."""
+    draining = asyncio.create_task(model.close(drain_s))
+    second = asyncio.create_task(signals.get())
+    await asyncio.wait({draining, second}, return_when=asyncio.FIRST_COMPLETED)
+    second.cancel()
+    if not draining.done():
+        await model.close(0.0)
+    await draining
 
 
 def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
