@@ -228,12 +228,15 @@ class EngineService:
                 log.exception("request %r could not be ended in order", stream.request.id)
                 events = [FailedEvent(stream.request.id, error, Usage(0, 0, 0, 0, 0))]
             self._deliver(events)
+        self._engine.ready = False
+        self._stats = self._engine.stats()
         self._stopped = reason
         self._run_commands()
         self._engine.close()
 
     def _deliver(self, events: list[StepEvent]) -> None:
-        """Hand out what a step brought, in one hop per event loop."""
+        """Hand out what a step brought, in one hop per event loop; whoever reads it finds it in `stats` already."""
+        self._stats = self._engine.stats()
         hops: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepEvent]]] = {}
         for event in events:
             stream = self._streams[event.request_id]

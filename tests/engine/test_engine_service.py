@@ -131,6 +131,7 @@ def test_queue_bound_refuses_with_a_hint() -> None:
             with pytest.raises(Overloaded) as refusal:
                 await too_many.admitted()
             assert refusal.value.retry_after_ms >= 100
+            await until(lambda: service.stats.num_overloaded_total == 1)
             await asyncio.gather(*map(read, accepted))
             await read(service.generate(request(prompt_of(5), 2)))
 
@@ -163,7 +164,7 @@ def test_closing_early_cancels_and_tells_the_usage() -> None:
             assert generation.usage is not None
             assert 1 <= generation.usage.completion_tokens < 900
             assert [event async for event in generation] == []
-            await until(lambda: service.stats.full_pages.used == 0)
+            assert service.stats.full_pages.used == 0
             assert service.stats.num_finished_total["cancelled"] == 1
 
     run(scenario)
@@ -261,6 +262,7 @@ def test_runner_that_stays_broken_is_not_ready_and_refuses() -> None:
             await until(lambda: not service.ready)
             with pytest.raises(EngineFailed):
                 await service.generate(request(prompt_of(10), 9)).admitted()
+            assert not service.stats.ready
 
     run(scenario)
 
