@@ -1,30 +1,32 @@
-"""The model's tokens as they come, told apart: reasoning to itself, content for the user.
+"""The Muse families' tokens as they come, told apart: reasoning to itself, content for the user, calls to tools.
 
 The stream starts right after the prompt's `<|start|>assistant` and holds messages ` to=RECIPIENT<|message|>BODY END`.
 Only control tokens structure it, by id: the text `<|eot|>` is text. Text is given out as soon as it can't be part of a
-header, so however an output is cut into tokens, its deltas join to the same strings. A body to a tool is content here.
+header, so however an output is cut into tokens, its deltas join to the same strings. Calls are looked for only in the
+bodies that are addressed to a tool, and only if tools were offered; `atem_calls` reads them.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+from musespark.chat.atem_calls import AtemCalls
+from musespark.chat.deltas import Delta, Event, EventList, Kind, new_call_id
+from musespark.chat.dialect import Dialect
+from musespark.chat.families import muse_spark
+from musespark.chat.messages import Tool
 from musespark.chat.tokenizer import TextStream, Tokenizer
+from musespark.chat.tools import Toolbox
 
-Kind = Literal["reasoning", "content"]
+__all__ = ["ChatParser", "Delta", "Kind"]
 
 # 128: a recipient is a function's name, at most 64 characters, with a namespace before it.
 _RECIPIENT = re.compile(r"(?:assistant)? ?to=(\S{1,128})")
 _RECIPIENT_SO_FAR = re.compile(r" ?(?:t(?:o(?:=\S{0,128})?)?)?")
 _HEADER_AT_END = re.compile(r" (?:t(?:o(?:=\S{0,128})?)?)?\Z")
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    kind: Kind
-    text: str
+_USER = ("user", "commentary", "developer")
 
 
 class ChatParser:
@@ -34,26 +36,42 @@ class ChatParser:
     reasoning_tokens: how many did so far, with the headers that led to it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        tools: Sequence[Tool] = (),
+        dialect: Dialect = muse_spark.DIALECT,
+        make_id: Callable[[], str] = new_call_id,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._dialect = dialect
         self._message_id = tokenizer.special("<|message|>")
         self._start_id = tokenizer.special("<|start|>")
         self._end_ids = tokenizer.stop_token_ids | {tokenizer.special("<|eom|>")}
         self._stream = TextStream(tokenizer)
-        self._body: Kind | None = None  # None while a header is read
+        self._events = EventList()
+        self._tools = Toolbox(tools)
+        self._calls = AtemCalls(self._tools, self._events, make_id)
+        self._body: Kind | Literal["tool"] | None = None  # None while a header is read
         self._held = ""  # the header so far, or the end of a body that could still turn out to be a header
-        self._deltas: list[Delta] = []
+        self._thought_before = False  # in an earlier message
+        self._between_thoughts = ""  # to be put before the next piece of reasoning
         self._num_header_tokens = 0
         self.in_reasoning = False
         self.reasoning_tokens = 0
 
     @property
-    def body(self) -> Kind | None:
+    def body(self) -> Kind | Literal["tool"] | None:
         """What the text of the token pushed last belongs to; None for a header, or what could still become one."""
         return self._body
 
-    def push(self, token_id: int) -> list[Delta]:
-        """Read one token; what it makes certain: nothing, or one delta."""
+    @property
+    def num_tool_calls(self) -> int:
+        return self._calls.num_calls
+
+    def push(self, token_id: int) -> list[Event]:
+        """Read one token; what it makes certain, often nothing."""
         was_reasoning = self._body == "reasoning"
         if not self._tokenizer.is_special(token_id):
             self._read(self._stream.push(token_id))
@@ -62,16 +80,16 @@ class ChatParser:
             if token_id == self._message_id:
                 self._open_body()
             elif token_id == self._start_id or token_id in self._end_ids:
-                self._close_body()
+                self._close_body(whole=True)
         self.in_reasoning = self._body == "reasoning" or (was_reasoning and token_id in self._end_ids)
         self._count(token_id)
-        return self._take()
+        return self._events.take()
 
-    def finish(self) -> list[Delta]:
-        """Say that no more tokens come: what was held back, if it was not a header."""
+    def finish(self) -> list[Event]:
+        """Say that no more tokens come: what was held back, if it was not a header. An open call stays open."""
         self._read(self._stream.flush())
-        self._close_body()
-        return self._take()
+        self._close_body(whole=False)
+        return self._events.take()
 
     def _read(self, text: str) -> None:
         self._held += text
@@ -86,14 +104,29 @@ class ChatParser:
         """`<|message|>`: the text before it was a header, also where the end mark of the body before is missing."""
         header = _RECIPIENT.fullmatch(self._held)
         if self._body is not None and not header:
+            if self._body == "tool":
+                self._release(len(self._held))
+                self._calls.mark()
             return  # a stray marker inside a body
-        # Muse Spark thinks in a message without recipient.
-        self._body = "content" if header and header[1] != "self" else "reasoning"
+        if self._body == "tool":
+            self._calls.end(whole=True)
+        self._body = self._body_for(header[1] if header else None)
         self._held = ""
+        if self._body == "reasoning" and self._thought_before:
+            self._between_thoughts = self._dialect.between_thoughts
 
-    def _close_body(self) -> None:
+    def _body_for(self, recipient: str | None) -> Kind | Literal["tool"]:
+        if recipient is None:
+            return "reasoning" if self._dialect.thinks_without_recipient else "content"
+        if recipient == "self":
+            return "reasoning"
+        return "content" if recipient in _USER or not self._tools else "tool"
+
+    def _close_body(self, *, whole: bool) -> None:
         if self._body is not None:
             self._release(len(self._held))
+        if self._body == "tool":
+            self._calls.end(whole=whole)
         self._body = None
         self._held = ""
 
@@ -102,13 +135,13 @@ class ChatParser:
         if not text:
             return
         assert self._body is not None
-        if self._deltas and self._deltas[-1].kind == self._body:
-            text = self._deltas.pop().text + text
-        self._deltas.append(Delta(self._body, text))
-
-    def _take(self) -> list[Delta]:
-        deltas, self._deltas = self._deltas, []
-        return deltas
+        if self._body == "tool":
+            self._calls.push(text)
+            return
+        if self._body == "reasoning":
+            text = self._between_thoughts + text
+            self._between_thoughts, self._thought_before = "", True
+        self._events.text(self._body, text)
 
     def _count(self, token_id: int) -> None:
         if self.in_reasoning:

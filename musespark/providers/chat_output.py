@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from musespark.chat.parser import ChatParser, Delta
+from musespark.chat.deltas import Delta, Event
+from musespark.chat.parser import ChatParser
 from musespark.chat.tokenizer import TextStream, Tokenizer
 from musespark.engine.output import StopStrings
 from musespark.engine.request import FinishReason, SampledToken
@@ -47,10 +48,11 @@ class ChatOutput:
         deltas, self._deltas = self._deltas, []
         return deltas
 
-    def _add(self, deltas: Sequence[Delta]) -> None:
+    def _add(self, deltas: Sequence[Event]) -> None:
         for delta in deltas:
             if self._stop.stopped is not None:
                 return
+            assert isinstance(delta, Delta), "no tools are offered, so there are no calls"
             if delta.kind == "reasoning":
                 self._deltas.append(ReasoningDelta(self._index, delta.text))
             else:
