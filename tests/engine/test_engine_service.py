@@ -307,8 +307,6 @@ def test_close_lets_admitted_requests_end_and_refuses_new_ones() -> None:
         runner = GatedRunner()
         service = EngineService(Engine(runner, max_running=1))
         admitted = [service.generate(request(prompt_of(10, seed), 5)) for seed in range(3)]
-        for generation in admitted:
-            await generation.admitted()
         reading = [asyncio.create_task(read(generation)) for generation in admitted]
         closing = asyncio.create_task(service.close(drain_timeout_s=20))
         await asyncio.sleep(0)
