@@ -18,6 +18,7 @@ from musespark.training.conversations import Conversation
 from musespark.training.shards import read_images
 
 FAMILIES = ("emoji", "icons", "flags", "storybook", "figures", "grocery", "clothing")
+SMALL_FAMILIES = ("emoji", "icons", "flags")  # 9 to 12 tokens each; a photo has 64
 ANY = ("What is this?", "What is in this image?", "What do you see?", "What does the picture show?")
 NAME = {
     "emoji": (*ANY, "Name this emoji.", "Which emoji is this?"),
@@ -35,12 +36,31 @@ DESCRIBE = (
 LONGEST_CAPTION = 400  # characters; figures have whole paragraphs
 
 
-def picture_conversations(data: Path, *, seed: int = 0, rounds: int = 2) -> Iterator[Conversation]:
-    """Every training picture `rounds` times, alone or in a conversation about up to three."""
+def name_conversations(data: Path) -> Iterator[Conversation]:
+    """Only small pictures with a short name, many to a conversation: most of what is learned is the names."""
+    return picture_conversations(
+        data, families=SMALL_FAMILIES, rounds=6, sizes=(1, 4, 8), described=0.05, asked_plainly=0.5, seed=1
+    )
+
+
+def picture_conversations(
+    data: Path,
+    *,
+    families: tuple[str, ...] = FAMILIES,
+    rounds: int = 2,
+    sizes: tuple[int, ...] = (1, 3),
+    described: float = 0.2,
+    asked_plainly: float = 0.0,
+    seed: int = 0,
+) -> Iterator[Conversation]:
+    """Every training picture of the families `rounds` times, in conversations about as many pictures as `sizes` has.
+
+    described, asked_plainly: the shares of named pictures whose caption is asked for, and of the plain "What is this?".
+    """
     rng = np.random.default_rng(seed)
     turns = [
         (family, image, _checked(row, family, f"{path.name} {stem}"))
-        for family in FAMILIES
+        for family in families
         for path in sorted((data / "images").glob(f"{family}-*.tar"))
         for stem, image, row in read_images(path)
     ]
@@ -50,24 +70,27 @@ def picture_conversations(data: Path, *, seed: int = 0, rounds: int = 2) -> Iter
         order = rng.permutation(len(turns))
         start = 0
         while start < len(order):
-            count = int(rng.choice([1, 3]))
+            count = int(rng.choice(sizes))
             messages: list[Message] = []
             for i in order[start : start + count]:
                 family, image, row = turns[i]
-                messages += picture_turn(family, image, row, rng)
+                messages += picture_turn(family, image, row, rng, described, asked_plainly)
             yield Conversation(tuple(messages))
             start += count
 
 
-def picture_turn(family: str, image: bytes, row: dict[str, Any], rng: np.random.Generator) -> list[Message]:
+def picture_turn(
+    family: str, image: bytes, row: dict[str, Any], rng: np.random.Generator, described: float, asked_plainly: float
+) -> list[Message]:
     """A question about one picture and its answer."""
-    describe = family not in NAME or rng.random() < 0.2
+    describe = family not in NAME or rng.random() < described
     if describe:
         question, answer = str(rng.choice(DESCRIBE)), caption(row)
     elif family == "flags" and "question" in row and rng.random() < 0.15:
         question, answer = row["question"], row["answer"] + "."
     else:
-        question, answer = str(rng.choice(NAME[family])), name_answer(family, row)
+        question = ANY[0] if rng.random() < asked_plainly else str(rng.choice(NAME[family]))
+        answer = name_answer(family, row)
     return [Message("user", (Image(image), Text(question))), Message("assistant", (Text(answer),))]
 
 

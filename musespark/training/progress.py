@@ -1,8 +1,8 @@
 """Where a run stands: its phase, its step, and when to move on if the time is limited.
 
 The steps that finished phases really took are kept, for the data plan counts rows by them. With a time limit the steps
-of a recipe are proportions: the first phase ends when its share of the time is used up, and a later one is given
-the steps that fit into what is left.
+of a recipe are proportions: a phase at a constant learning rate ends when its share of the time is used up, one with a
+falling rate is given the steps that fit into what is left.
 """
 
 from __future__ import annotations
@@ -63,11 +63,12 @@ class Progress:
         return True
 
     def _share_is_used_up(self, recipe: Recipe) -> bool:
-        """The first phase only: later ones know their number of steps, for their learning rate must reach its end."""
-        if recipe.time_limit_s is None or self.phase > 0:
+        """Only at a constant learning rate: where it falls, the phase keeps its number of steps, to reach the end."""
+        phase = recipe.phases[self.phase]
+        if recipe.time_limit_s is None or phase.lr_start != phase.lr_end:
             return False
         steps = [phase.steps for phase in recipe.phases]
-        return self.seconds_left(recipe) <= recipe.time_limit_s * sum(steps[1:]) / sum(steps)
+        return self.seconds_left(recipe) <= recipe.time_limit_s * sum(steps[self.phase + 1 :]) / sum(steps)
 
     def _steps_that_fit(self, recipe: Recipe) -> int:
         steps = [phase.steps for phase in recipe.phases[self.phase :]]

@@ -10,13 +10,14 @@ from musespark.errors import DataError
 from musespark.training.conversations import Conversation, write_conversations
 from musespark.training.instructions import instruction_conversations
 from musespark.training.manners import manners_conversations
-from musespark.training.pictures import picture_conversations
+from musespark.training.pictures import name_conversations, picture_conversations
 from musespark.training.prepare import digest, prepare_text
 from musespark.training.recipe import ChatData, Recipe, TextData
 from musespark.training.rows import SampleSource, Source, TextSource
 
 BUILDERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {
     "pictures": picture_conversations,
+    "names": name_conversations,
     "instructions": instruction_conversations,
     "manners": manners_conversations,
 }

@@ -39,8 +39,8 @@ def test_with_a_time_limit_steps_are_shares_of_the_time(
         tmp_path,
         phases=(
             Phase("stable", 600, {"stories": 1}),
-            Phase("decay", 300, {"stories": 1}),
-            Phase("chat", 100, {"stories": 1}),
+            Phase("decay", 300, {"stories": 1}, 1.0, 0.1),
+            Phase("chat", 100, {"stories": 1}, 0.1, 0.0),
         ),
         time_limit_s=100.0,
     )
