@@ -82,31 +82,40 @@ def plan_grid(width: int, height: int) -> tuple[int, int]:
 
 def load_images(files: Sequence[bytes]) -> tuple[PatchedImage, ...]:
     """All images of one prompt. Raises InvalidImage for a bad one, too many, or too many pixels in all of them."""
+    check_images(files)
+    return tuple(load_image(data) for data in files)
+
+
+def check_images(files: Sequence[bytes]) -> None:
+    """What the headers of a prompt's images ask for, before any is decoded. Raises InvalidImage."""
     if len(files) > MAX_IMAGES:
         raise InvalidImage(f"the conversation has {len(files):,} images; the limit is {MAX_IMAGES}")
     headers = [read_header(data) for data in files]
     num_pixels = sum(header.width * header.height for header in headers)
     if num_pixels > MAX_TOTAL_PIXELS:
         raise InvalidImage(f"the images have {num_pixels:,} pixels together; the limit is {MAX_TOTAL_PIXELS:,}")
-    return tuple(load_image(data) for data in files)
 
 
 def load_image(data: bytes) -> PatchedImage:
-    """Decode one PNG, JPEG, WebP or GIF file (the first frame of an animation). Raises InvalidImage."""
+    """The patches of one PNG, JPEG, WebP or GIF file. Raises InvalidImage."""
+    return patch_image(decode_image(data))
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """The upright RGB pixels of one file (the first frame of an animation). Raises InvalidImage."""
     header = read_header(data)
     try:
         with Image.open(io.BytesIO(data), formats=[header.format]) as opened:
             if opened.size != (header.width, header.height):
                 raise InvalidImage(f"the {header.format} file is damaged: it says two sizes")
             opened.load()
-            image = _turn_upright(_to_rgb(opened), _orientation(opened))
+            return _turn_upright(_to_rgb(opened), _orientation(opened))
     except InvalidImage:
         raise
     except Exception:
         # Pillow's decoders raise whatever the damage leads to (OSError, ValueError, SyntaxError, struct.error, …), with
         # texts that quote object addresses; none of it helps the sender.
         raise InvalidImage(f"the {header.format} file can't be decoded: it is damaged or truncated") from None
-    return patch_image(image)
 
 
 def patch_image(image: Image.Image) -> PatchedImage:
@@ -118,9 +127,14 @@ def patch_image(image: Image.Image) -> PatchedImage:
     digest = hashlib.sha256(f"RGB {size[0]}x{size[1]} ".encode())
     digest.update(pixels.tobytes())
     grid = (2 * rows, 2 * columns)
-    cut = pixels.reshape(grid[0], PATCH_SIZE, grid[1], PATCH_SIZE, 3)
-    flat = cut.transpose(0, 2, 4, 1, 3).reshape(grid[0] * grid[1], 3 * PATCH_SIZE * PATCH_SIZE)
-    return PatchedImage(_NORMALIZED[flat], grid, digest.digest())
+    return PatchedImage(_NORMALIZED[cut_patches(pixels)], grid, digest.digest())
+
+
+def cut_patches(pixels: np.ndarray) -> np.ndarray:
+    """pixels (y, x, c), sides multiples of 14, as (rows * columns, 588): raster order, each flattened (c, y, x)."""
+    rows, columns = pixels.shape[0] // PATCH_SIZE, pixels.shape[1] // PATCH_SIZE
+    cut = pixels.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE, 3)
+    return cut.transpose(0, 2, 4, 1, 3).reshape(rows * columns, 3 * PATCH_SIZE * PATCH_SIZE)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
