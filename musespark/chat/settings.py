@@ -51,6 +51,12 @@ class ChatSettings:
             raise CheckpointError(f"{path}: include_date must be true or false")
 
 
+def refuse_effort(asked: str | None, model: str) -> None:
+    """For a family that does not reason: raises InvalidRequest for any effort but "none"."""
+    if asked not in (None, "none"):
+        raise InvalidRequest(f"reasoning_effort is {asked!r}; {model} does not reason", param="reasoning_effort")
+
+
 def choose_effort(asked: str | None, settings: ChatSettings) -> str:
     """The effort to write into the prompt. Raises InvalidRequest for one that does not exist."""
     if asked is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ SPECIAL_TOKENS: tuple[str, ...] = (
 REQUIRED_TOKENS: tuple[str, ...] = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|start|>", "<|message|>", "<|eom|>", "<|eot|>"),
     *("<|image_start|>", "<|image_end|>", "<|patch|>"),
+)
+# And that of Llama 4, where a tokenizer has its headers instead of ours.
+LLAMA4_TOKENS: tuple[str, ...] = (
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>"),
+    *("<|image_start|>", "<|image_end|>", "<|patch|>", "<|image|>", "<|tile_x_separator|>", "<|tile_y_separator|>"),
+    *("<|python_start|>", "<|python_end|>"),
 )
 
 LARGEST_ID = 1 << 24  # far above any published vocabulary
@@ -80,9 +86,9 @@ class Tokenizer:
         return cls(description, str(path))
 
     @classmethod
-    def bytes_only(cls) -> Tokenizer:
-        """A tokenizer without a training run: 32 special tokens, then byte b as the id 32 + b."""
-        names = {name: i for i, name in enumerate(SPECIAL_TOKENS)}
+    def bytes_only(cls, special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
+        """A tokenizer without a training run: 32 special tokens, or those given, then byte b as the id 32 + b."""
+        names = {name: i for i, name in enumerate(special_tokens)}
         byte_names = {character: len(names) + byte for character, byte in _BYTE_OF_CHARACTER.items()}
         flags = {"special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         return cls(
@@ -181,7 +187,8 @@ class Tokenizer:
 
     def _check(self) -> None:
         """What the house relies on: the names, every byte, text back unchanged, no way in for control ids."""
-        missing = [name for name in REQUIRED_TOKENS if name not in self._specials]
+        required = LLAMA4_TOKENS if "<|header_start|>" in self._specials else REQUIRED_TOKENS
+        missing = [name for name in required if name not in self._specials]
         if missing:
             raise CheckpointError(f"{self._source} lacks the special tokens {', '.join(missing)}")
         self.stop_token_ids = frozenset({self.special("<|eot|>"), self.special("<|end_of_text|>")})
