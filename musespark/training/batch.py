@@ -21,6 +21,8 @@ class Batch:
     targets: Tensor  # (n,) int64, those next tokens
     images: tuple[PatchedImage, ...]
     image_rows: Tensor  # (M,) int64, places in (B T) that the images' cells take, in order
+    named_images: Tensor  # (a,) int64, an image for each of
+    name_tokens: Tensor  # (a,) int64, the tokens of its answer
     num_tokens: int  # without padding
 
 
@@ -31,6 +33,8 @@ def make_batch(rows: Sequence[Row]) -> Batch:
     learned = learned & (segments[:, 1:] == segments[:, :-1])  # a document's first token follows from nothing
     length = tokens.shape[1] - 1
     image_rows = [row.image_rows + i * length for i, row in enumerate(rows)]
+    answers = [answer for row in rows for answer in row.image_answers]
+    named = np.repeat(np.arange(len(answers)), [len(answer) for answer in answers]).astype(np.int64)
     return Batch(
         token_ids=tokens[:, :-1].contiguous(),
         segments=segments[:, :-1].contiguous(),
@@ -38,6 +42,8 @@ def make_batch(rows: Sequence[Row]) -> Batch:
         targets=tokens[:, 1:][learned],
         images=tuple(image for row in rows for image in row.images),
         image_rows=torch.from_numpy(np.concatenate(image_rows)),
+        named_images=torch.from_numpy(named),
+        name_tokens=torch.from_numpy(np.concatenate([np.empty(0), *answers]).astype(np.int64)),
         num_tokens=int((segments[:, :-1] != PAD_SEGMENT).sum()),
     )
 

@@ -25,6 +25,7 @@ class Row:
     loss: np.ndarray  # (T + 1,) bool: this token is to be predicted from the one before
     images: tuple[PatchedImage, ...]
     image_rows: np.ndarray  # (M,) int64, positions in the row that the images' cells take, in order
+    image_answers: tuple[np.ndarray, ...]  # of each image, the tokens of the answer that follows it
 
 
 class Source(Protocol):
@@ -50,7 +51,7 @@ class TextSource:
         segments = np.cumsum(tokens == self._begin, dtype=np.int32)
         loss = np.ones(len(tokens), bool)
         loss[1:] = segments[1:] == segments[:-1]  # the first token of a document follows from nothing
-        return Row(tokens, segments, loss, (), np.empty(0, np.int64))
+        return Row(tokens, segments, loss, (), np.empty(0, np.int64), ())
 
 
 class SampleSource:
@@ -61,7 +62,14 @@ class SampleSource:
     """
 
     def __init__(
-        self, path: Path, *, sequence_length: int, pad_token_id: int, patch_token_id: int, seed: int = 0
+        self,
+        path: Path,
+        *,
+        sequence_length: int,
+        pad_token_id: int,
+        patch_token_id: int,
+        message_token_id: int,
+        seed: int = 0,
     ) -> None:
         with np.load(path) as file:
             self._tokens, self._loss, self._offsets = file["tokens"], file["loss"], file["offsets"]
@@ -70,6 +78,7 @@ class SampleSource:
         self._length = sequence_length
         self._pad = pad_token_id
         self._patch = patch_token_id
+        self._message = message_token_id
         self._cache: dict[int, PatchedImage] = {}
         self._rows = self._pack(seed)
 
@@ -112,7 +121,8 @@ class SampleSource:
                 images += self._images_of(int(sample))
         # The last token of a row is only a target: an image that reaches it is impossible, a chat ends with text.
         image_rows = np.flatnonzero(tokens == self._patch)
-        return Row(tokens, segments, loss, tuple(images), image_rows)
+        answers = answers_after(image_rows, tokens, loss, self._message) if images else []
+        return Row(tokens, segments, loss, tuple(images), image_rows, tuple(answers))
 
     def _images_of(self, sample: int) -> list[PatchedImage]:
         low, high = np.searchsorted(self._image_sample, [sample, sample + 1])
@@ -126,3 +136,16 @@ class SampleSource:
                 return image
             self._cache[index] = image
         return self._cache[index]
+
+
+def answers_after(
+    image_rows: np.ndarray, tokens: np.ndarray, loss: np.ndarray, message_token_id: int
+) -> list[np.ndarray]:
+    """For each run of image cells the body of the message that comes next, without its end token."""
+    ends = image_rows[np.flatnonzero(np.diff(image_rows, append=len(tokens) + 1) > 1)]  # last cell of each image
+    answers = []
+    for end in ends:
+        start = end + int(np.argmax(tokens[end:] == message_token_id)) + 1
+        length = int(np.argmin(loss[start:])) or len(loss) - start
+        answers.append(tokens[start : start + length - 1])
+    return answers

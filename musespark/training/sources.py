@@ -42,6 +42,7 @@ def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
             sequence_length=recipe.sequence_length,
             pad_token_id=tokenizer.special("<|finetune_right_pad|>"),
             patch_token_id=tokenizer.special("<|patch|>"),
+            message_token_id=tokenizer.special("<|message|>"),
         )
     if not len(source):
         raise DataError(f"source {name!r} gives no row of {recipe.sequence_length} tokens; give it more data")

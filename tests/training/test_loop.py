@@ -12,6 +12,7 @@ import torch
 
 from musespark.model.checkpoint import open_checkpoint
 from musespark.model.network import MuseSpark, load_network
+from musespark.training.batch import make_batch
 from musespark.training.checkpoints import STATE
 from musespark.training.export import export
 from musespark.training.loop import Trainer, TrainingDiverged, train
@@ -87,7 +88,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_keeps_the_state_before(tm
 
 
 def test_gradients_of_two_forwards_add_up_to_those_of_one(tmp_path: Path, pack: Path) -> None:
-    recipe = toy_recipe(tmp_path, router_bias_rate=0.0)
+    recipe = toy_recipe(tmp_path, router_bias_rate=0.0, image_name_loss=0.0)
     split, whole = (Trainer(replace(recipe, rows_per_forward=rows), data=pack, out=tmp_path / "run") for rows in (2, 4))
     metrics = [trainer.step(trainer._open_phase(None)) for trainer in (split, whole)]
     assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], rel=1e-5)
@@ -101,6 +102,18 @@ def test_pictures_reach_the_vision_tower(tmp_path: Path, pack: Path) -> None:
     fresh.init_weights(recipe.seed)
     name = "model.vision_tower.layers.0.attn.q_proj.weight"
     assert not torch.equal(network.state_dict()[name], fresh.state_dict()[name])
+
+
+def test_naming_pictures_teaches_the_tower_and_not_the_head(tmp_path: Path, pack: Path) -> None:
+    trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
+    trainer._open_phase(None)
+    batch = make_batch([trainer.sources["pictures"].row(0)])
+    assert set(batch.named_images.tolist()) == set(range(len(batch.images)))
+    features = trainer.network.encode_images(batch.images)
+    trainer._name_loss(dict(trainer.network.named_parameters()), features, batch).backward()
+    reached = {name for name, p in trainer.network.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert reached
+    assert all(name.startswith("model.vision_") for name in reached)
 
 
 def test_the_router_bias_helps_the_expert_that_got_least(tmp_path: Path, pack: Path) -> None:

@@ -11,7 +11,12 @@ from musespark.training.rows import PAD_SEGMENT, SampleSource, TextSource
 from tests.training.pack import COLOURS, png
 
 TOKENIZER = Tokenizer.bytes_only()
-PAD, PATCH = TOKENIZER.special("<|finetune_right_pad|>"), TOKENIZER.special("<|patch|>")
+IDS = {
+    "pad_token_id": TOKENIZER.special("<|finetune_right_pad|>"),
+    "patch_token_id": TOKENIZER.special("<|patch|>"),
+    "message_token_id": TOKENIZER.special("<|message|>"),
+}
+PAD, PATCH = IDS["pad_token_id"], IDS["patch_token_id"]
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def turn(question: str, answer: str, image: bytes | None = None) -> tuple[Messag
 
 def chat_source(path: Path, *conversations: Conversation, length: int = 400) -> SampleSource:
     write_conversations(path, conversations, TOKENIZER)
-    return SampleSource(path, sequence_length=length, pad_token_id=PAD, patch_token_id=PATCH)
+    return SampleSource(path, sequence_length=length, **IDS)
 
 
 def test_short_conversations_share_a_row_and_the_rest_is_padding(tmp_path: Path) -> None:
@@ -64,10 +69,7 @@ def test_a_conversation_of_just_a_row_is_kept_and_a_longer_one_left_out(tmp_path
     write_conversations(tmp_path / "chat.npz", [conversation], TOKENIZER)
     with np.load(tmp_path / "chat.npz") as file:
         size = len(file["tokens"])
-    fits, too_short = (
-        SampleSource(tmp_path / "chat.npz", sequence_length=n, pad_token_id=PAD, patch_token_id=PATCH)
-        for n in (size - 1, size - 2)
-    )
+    fits, too_short = (SampleSource(tmp_path / "chat.npz", sequence_length=n, **IDS) for n in (size - 1, size - 2))
     assert len(fits) == 1
     assert len(too_short) == 0
 
@@ -101,3 +103,10 @@ def test_cells_of_the_second_row_of_a_batch_are_counted_from_its_start(tmp_path:
     assert (flat[batch.image_rows] == PATCH).all()
     assert len(batch.images) == 2
     assert len(batch.image_rows) == int((flat == PATCH).sum()) == 2 * row.images[0].num_tokens
+
+
+def test_each_picture_knows_the_tokens_of_its_answer(tmp_path: Path) -> None:
+    turns = (*turn("1?", "red", png(COLOURS["red"])), *turn("2?", "navy blue", png(COLOURS["blue"])))
+    row = chat_source(tmp_path / "p.npz", Conversation(turns)).row(0)
+    answers = [TOKENIZER.decode([int(t) for t in answer]) for answer in row.image_answers]
+    assert answers == ["red", "navy blue"]
