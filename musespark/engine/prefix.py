@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import struct
 from array import array
 from bisect import bisect_right
 from weakref import WeakValueDictionary
@@ -59,17 +58,16 @@ class PrefixTree:
 
 
 def page_content(request: Request, tokens: list[int], page: int) -> bytes:
-    """What distinguishes page number `page` (a complete one) of a sequence: its 64 token ids and its image rows.
+    """What distinguishes page number `page` (a complete one) of a sequence: its 64 token ids and its images.
 
-    The rows of all images carry the same token id, so each image adds its digest, where in the page it starts, and
-    which of its own rows comes first there.
+    The rows of all images carry the same token id, so each image with rows in the page adds its digest. Which rows they
+    are follows: a digest covers the image's size, and images fill the image rows of a prompt without a gap.
     """
     first, end = page * PAGE_SIZE, (page + 1) * PAGE_SIZE
     content = array("i", tokens[first:end]).tobytes()
     spans = request.image_spans
     at = bisect_right(spans, first, key=lambda span: span[1])  # the first image that ends after the page's start
     while at < len(spans) and spans[at][0] < end:
-        start = spans[at][0]
-        content += request.images[at].digest + struct.pack("<qq", max(start - first, 0), max(first - start, 0))
+        content += request.images[at].digest
         at += 1
     return content

@@ -7,6 +7,7 @@ import pytest
 
 from musespark.engine.engine import Engine
 from musespark.engine.request import Usage
+from musespark.engine.runner import Batch, Float32
 from musespark.errors import ConfigError, ContextTooLong, InvalidRequest, Overloaded
 from tests.engine.driver import Driver, no_pages_in_use, picture, prompt_of, request, run_alone
 from tests.fakes import HashRunner, ScriptedRunner, hash_continuation, toy_config
@@ -204,3 +205,20 @@ def test_stats_count_what_happened() -> None:
     assert stats.first_token_s.total == 2
     assert stats.full_pages.total == 64
     assert no_pages_in_use(driver.engine)
+
+
+class SteadyRunner(HashRunner):
+    """The same logits after every token: 3 for 77, 2 for 78, 0.5 for 79."""
+
+    def forward(self, batch: Batch) -> Float32:
+        logits = np.zeros_like(super().forward(batch))
+        logits[:, 77:80] = (3.0, 2.0, 0.5)
+        return logits
+
+
+def test_penalties_follow_what_was_generated() -> None:
+    frequent = run_alone(Engine(SteadyRunner()), request(prompt_of(5), 6, frequency_penalty=1.5))
+    # 77 falls to 1.5, 78 to 0.5, 77 to 0.0; 78 and 79 are equal and the lower id wins; 79; of those at 0.0 the lowest.
+    assert frequent.ids() == [77, 78, 77, 78, 79, 0]
+    present = run_alone(Engine(SteadyRunner()), request(prompt_of(5), 4, presence_penalty=2.0))
+    assert present.ids() == [77, 78, 77, 77]

@@ -199,3 +199,27 @@ def test_only_an_image_that_cannot_be_encoded_in_the_batch() -> None:
     seen = run_alone(engine, request([IMAGE] * 3, 5, images=(picture(3, "bad"),), image_spans=((0, 3),)))
     assert isinstance(seen.error, EngineFailed)
     assert engine.ready
+
+
+class ForgetfulRunner(HashRunner):
+    """Can encode each image once."""
+
+    def encode_image(self, image: PatchedImage) -> Float32:
+        self.encoded = getattr(self, "encoded", set())
+        if image.digest in self.encoded:
+            raise MemoryError
+        self.encoded.add(image.digest)
+        return super().encode_image(image)
+
+
+def test_image_that_fails_for_several_choices_at_once_is_one_failure() -> None:
+    # The image is not in a complete page, so the later choices need it again, when another has taken its place.
+    driver = Driver(Engine(ForgetfulRunner(), image_cache_bytes=1))
+    prompt = [*prompt_of(4), *[IMAGE] * 6, 50]
+    sick = driver.submit(request(prompt, 5, n=3, images=(picture(6, "cat"),), image_spans=((4, 10),)))
+    well = driver.submit(request(prompt, 5, images=(picture(6, "dog"),), image_spans=((4, 10),)))
+    driver.run()
+    assert isinstance(sick.error, EngineFailed)
+    assert len(well.ids()) == 5
+    assert driver.engine.stats().num_failed_total == 1
+    assert driver.engine.ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import numpy as np
 import pytest
 
 from musespark.engine.engine import Engine
@@ -16,9 +17,10 @@ IMAGE = 10
 
 
 def cached(engine: Engine, prompt: list[int], **fields: object) -> int:
-    usage = run_alone(engine, request(prompt, 2, **fields)).usage
-    assert usage is not None
-    return usage.cached_tokens
+    seen = run_alone(engine, request(prompt, 2, **fields))
+    assert seen.error is None
+    assert seen.usage is not None
+    return seen.usage.cached_tokens
 
 
 def test_longest_common_prefix_in_whole_pages_is_reused() -> None:
@@ -126,13 +128,24 @@ def test_same_prompt_with_another_image_is_another_prefix() -> None:
     assert cached(engine, prompt, images=(picture(60, "cat"),), image_spans=spans) == 128
 
 
-def test_image_cut_elsewhere_is_another_prefix() -> None:
-    # 30 + 34 rows against 34 + 30 rows of the same two images: the same token ids in the same page.
+def test_images_in_another_order_are_another_prefix() -> None:
+    # 30 + 34 rows against 34 + 30 rows: the same token ids in the same page.
     engine = Engine(HashRunner())
     prompt = [*[IMAGE] * 64, *prompt_of(10)]
-    one, other = (picture(30, "a"), picture(34, "a")), (picture(34, "a"), picture(30, "a"))
-    assert cached(engine, prompt, images=one, image_spans=((0, 30), (30, 64))) == 0
-    assert cached(engine, prompt, images=other, image_spans=((0, 34), (34, 64))) == 0
+    one, other = picture(30, "one"), picture(34, "other")
+    assert cached(engine, prompt, images=(one, other), image_spans=((0, 30), (30, 64))) == 0
+    assert cached(engine, prompt, images=(other, one), image_spans=((0, 34), (34, 64))) == 0
+    assert cached(engine, prompt, images=(one, other), image_spans=((0, 30), (30, 64))) == 64
+
+
+def test_image_that_only_reaches_into_a_page_counts_there() -> None:
+    engine = Engine(HashRunner())
+    prompt = [*prompt_of(60), *[IMAGE] * 20, *prompt_of(60, 1)]
+    spans = ((60, 80),)
+    assert cached(engine, prompt, images=(picture(20, "cat"),), image_spans=spans) == 0
+    assert cached(engine, prompt, images=(picture(20, "dog"),), image_spans=spans) == 0
+    later = [*prompt_of(64), *[IMAGE] * 20, *prompt_of(60, 1)]  # the same rest after another first page
+    assert cached(engine, later, images=(picture(20, "dog"),), image_spans=((64, 84),)) == 0
 
 
 def test_long_prefix_is_freed_without_recursion() -> None:
@@ -162,3 +175,21 @@ def test_integrity_check_notices_a_lost_and_a_doubled_page(group: str) -> None:
     pages._references[lost] += 1
     with pytest.raises(EngineFailed, match="references differ"):
         driver.engine.check_integrity()
+
+
+def test_the_end_of_a_prefix_is_evicted_before_its_beginning() -> None:
+    engine = Engine(HashRunner(num_full_pages=8, num_sliding_pages=64))
+    cached(engine, prompt_of(300, 1))  # 5 pages, 4 of them complete
+    cached(engine, prompt_of(300, 2))  # needs 5, of which 4 are free
+    assert cached(engine, prompt_of(300, 1)) == 192
+
+
+def test_nothing_is_reused_after_logits_that_are_not_numbers() -> None:
+    runner = HashRunner()
+    engine = Engine(runner)
+    cached(engine, prompt_of(300))
+    sound = runner.forward
+    runner.forward = lambda batch: sound(batch) * np.float32("nan")  # type: ignore[method-assign]
+    run_alone(engine, request(prompt_of(10)))
+    runner.forward = sound  # type: ignore[method-assign]
+    assert cached(engine, prompt_of(300)) == 0
