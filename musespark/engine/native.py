@@ -66,6 +66,7 @@ class NativeRunner:
             and not (isa == "avx512" and "avx512_base" in available_isas())
         ):
             raise ConfigError(f"isa {isa!r} can't run on this machine; there are {', '.join(available_isas())}")
+        _check_pages(self.config, self.precision, num_full_pages, num_sliding_pages)
         vision = self.config.vision
         try:
             self._model = _native.Model(
@@ -114,6 +115,8 @@ class NativeRunner:
         """Features (num_tokens, D) float32, of unit mean square as text embeddings are. ValueError without a tower."""
         self._refuse_if_closed()
         rows, columns = image.grid
+        if rows * columns != len(image.patches):  # before memory for the features is asked for
+            raise ValueError(f"patches must be rows * columns; {len(image.patches):,} are not {rows} x {columns}")
         features = np.empty((image.num_tokens, self.config.text.hidden_size), np.float32)
         self._model.encode_image(image.patches, rows, columns, features)
         return features
@@ -126,6 +129,20 @@ class NativeRunner:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise EngineFailed("the runner is closed")
+
+
+def _check_pages(config: ModelConfig, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
+    for name, count in (("num_full_pages", num_full_pages), ("num_sliding_pages", num_sliding_pages)):
+        if not 0 <= count < 2**31:
+            raise ConfigError(f"{name} is {count:,}; it must be from 0 to 2,147,483,647")
+    full, sliding = page_bytes(config, precision)
+    wanted = num_full_pages * full + num_sliding_pages * sliding
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > memory:
+        raise ConfigError(
+            f"{num_full_pages:,} full and {num_sliding_pages:,} sliding pages take {wanted / 2**30:,.1f} GiB; "
+            f"this machine has {memory / 2**30:,.1f} GiB of memory"
+        )
 
 
 def default_precision(checkpoint: Checkpoint) -> Precision:

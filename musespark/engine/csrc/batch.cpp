@@ -35,7 +35,10 @@ BatchChecker::BatchChecker(const TextConfig& config, int64_t num_full_pages, int
     : config_(config), window_(config.sliding_window) {
     for (const bool sliding : {false, true}) {
         const int64_t num_pages = sliding ? num_sliding_pages : num_full_pages;
-        groups_[sliding] = {config.num_layers(sliding) > 0, num_pages, std::vector<int64_t>(static_cast<size_t>(num_pages))};
+        Group& group = groups_[sliding];
+        group.used = config.num_layers(sliding) > 0;
+        group.num_pages = num_pages;
+        group.writer.reserve(num_pages, 1);  // zeroed, being new
     }
 }
 
@@ -43,10 +46,11 @@ const Plan& BatchChecker::check(const Batch& batch) {
     plan_.page_runs.clear();
     plan_.query_blocks.clear();
     check_rows(batch);
+    stamp_ = next_stamp_;
+    next_stamp_ += batch.num_sequences;  // now already: a batch that is refused half-way has left its stamps, too
     for (int64_t s = 0; s < batch.num_sequences; ++s) check_sequence(batch, s);
     check_pages(batch, false);
     check_pages(batch, true);
-    stamp_ += batch.num_sequences;
     return plan_;
 }
 
@@ -115,17 +119,17 @@ void BatchChecker::check_pages(const Batch& b, bool sliding) {
                      text(group.num_pages) + " pages");
             }
             if (p < written) continue;
-            if (group.writer[static_cast<size_t>(id)] > stamp_) {
+            if (group.writer.data()[id] > stamp_) {
                 fail(name + " holds page id " + text(id) + " twice among the pages that are written");
             }
-            group.writer[static_cast<size_t>(id)] = stamp_ + s + 1;
+            group.writer.data()[id] = stamp_ + s + 1;
         }
     }
     for (int64_t s = 0; s < b.num_sequences; ++s) {
         const auto [seen, written, last] = page_range(s);
         for (int64_t p = seen; p < written; ++p) {
             const int32_t id = table[s * columns + p];
-            if (group.writer[static_cast<size_t>(id)] > stamp_) {
+            if (group.writer.data()[id] > stamp_) {
                 fail(name + ": sequence " + text(s) + " sees page id " + text(id) + ", which this step writes for another page");
             }
         }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "buffer.h"
 #include "config.h"
 
 namespace musespark {
@@ -45,7 +46,7 @@ struct Plan {
 };
 
 // Checks every length, id, position and page, and plans the step. After it, nothing in the batch can lead outside the
-// runner's memory. `stamps` is scratch. Throws std::invalid_argument saying what is wrong.
+// runner's memory. Throws std::invalid_argument saying what is wrong.
 class BatchChecker {
 public:
     BatchChecker(const TextConfig& config, int64_t num_full_pages, int64_t num_sliding_pages);
@@ -62,7 +63,7 @@ private:
     struct Group {
         bool used;
         int64_t num_pages;
-        std::vector<int64_t> writer;  // by page id: step * S + sequence + 1 of the last writer
+        Scratch<int64_t> writer;  // by page id: the stamp of the last sequence that wrote to it
     };
 
     void check_rows(const Batch& batch) const;
@@ -72,7 +73,8 @@ private:
     const TextConfig& config_;
     int64_t window_;
     Group groups_[2];  // full, sliding
-    int64_t stamp_ = 0;
+    int64_t stamp_ = 0;  // sequences of all batches before this one; those of this batch get the numbers after it
+    int64_t next_stamp_ = 0;
     Plan plan_;
 };
 

@@ -39,7 +39,7 @@ private:
 };
 
 // A grow-only array for scratch rows: `reserve` keeps the memory of the largest step so far, so a step in the steady state
-// allocates nothing. Contents are undefined after it grows.
+// allocates nothing. It is zeroed whenever it grows.
 template <class T>
 class Scratch {
 public:
