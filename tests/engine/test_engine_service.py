@@ -353,6 +353,7 @@ def test_client_whose_loop_is_closed_is_cancelled() -> None:
     deadline = time.monotonic() + 20
     while service.stats.num_finished_total["cancelled"] == 0 and time.monotonic() < deadline:
         time.sleep(0.001)
+    assert service.stats.num_finished_total["cancelled"] == 1
     assert service.stats.full_pages.used == 0
 
     async def next_one() -> None:
