@@ -59,7 +59,7 @@ class Recipe:
     clip_norm: float = 1.0
     router_bias_rate: float = 1e-2  # 1e-3 is for runs of many thousand steps
     router_z_loss: float = 1e-4
-    image_name_loss: float = 0.1  # see Trainer._name_loss; reaches the vision tower only
+    image_name_loss: float = 0.1  # weight of `name_loss`, which reaches the vision tower only
     seed: int = 1
     time_limit_s: float | None = None  # phases are cut so that the run ends in time
     save_every_s: float = 300.0
