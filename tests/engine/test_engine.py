@@ -74,6 +74,12 @@ def test_image_without_its_rows_is_refused() -> None:
         Engine(HashRunner()).submit(request(prompt_of(8), images=(picture(3),), image_spans=((2, 5),)))
 
 
+def test_image_rows_elsewhere_than_its_image_are_refused() -> None:
+    prompt = [*prompt_of(5), 10, 10, 10]
+    with pytest.raises(InvalidRequest, match="3 image rows, 0 of them where"):
+        Engine(HashRunner()).submit(request(prompt, images=(picture(3),), image_spans=((2, 5),)))
+
+
 def test_bias_outside_the_vocabulary_is_refused() -> None:
     engine = Engine(HashRunner())
     engine.submit(request(prompt_of(4), logit_bias={319: 1.0}))
