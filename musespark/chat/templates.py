@@ -112,9 +112,13 @@ class _Writer:
         self.message(f"tool {name}", [opening, *message.content, closing], "<|eot|>")
 
     def _next_image(self) -> None:
-        self.prompt.control("<|image_start|>")
-        self.prompt.rows(next(self._images))
-        self.prompt.control("<|image_end|>")
+        write_image(self.prompt, next(self._images))
+
+
+def write_image(prompt: PromptWriter, image: PatchedImage) -> None:
+    prompt.control("<|image_start|>")
+    prompt.rows(image)
+    prompt.control("<|image_end|>")
 
 
 @dataclass(frozen=True, slots=True)

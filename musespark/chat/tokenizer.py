@@ -136,6 +136,10 @@ class Tokenizer:
         return self._special_names.get(token_id)
 
     @property
+    def special_names(self) -> Iterable[str]:
+        return self._specials.keys()
+
+    @property
     def special_ids(self) -> frozenset[int]:
         return self._special_ids
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from chat import published_template
 from chat.image_samples import encoded, picture
 from chat.spelling import LLAMA4_BYTES, read, spell
 from musespark.chat.llama4_template import render
@@ -27,22 +25,6 @@ def user(text: str) -> Message:
 
 def rendered(*messages: Message, **options: Any) -> str:
     return spell(render(messages, LLAMA4_BYTES, **options).token_ids, LLAMA4_TOKENS)
-
-
-@pytest.fixture(scope="module")
-def template() -> str:
-    package = importlib.util.find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    module = ast.parse((Path(package.origin).parent / "models/llama4/processing_llama4.py").read_text(encoding="utf-8"))
-    for node in module.body:
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and node.targets[0].id == "chat_template"
-        ):
-            return str(ast.literal_eval(node.value))
-    raise AssertionError
 
 
 CONVERSATIONS = {
@@ -80,10 +62,13 @@ def to_message(data: dict[str, Any]) -> Message:
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_conversations_are_written_as_published(name: str, template: str) -> None:
+def test_conversations_are_written_as_published(name: str) -> None:
     conversation = CONVERSATIONS[name]
     (published,), _ = render_jinja_template(
-        [conversation], chat_template=template, add_generation_prompt=True, bos_token="<|begin_of_text|>"
+        [conversation],
+        chat_template=published_template.llama4(),
+        add_generation_prompt=True,
+        bos_token="<|begin_of_text|>",
     )
     assert rendered(*map(to_message, conversation)) == published
 
