@@ -208,16 +208,23 @@ def test_largest_equals_a_sort(values: list[int], count: int) -> None:
     assert largest(np.array(values, dtype=np.float64), count).tolist() == expected
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 99))
-def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int) -> None:
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 99), st.sampled_from([1, 5, 256]))
+def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int, few: int) -> None:
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
-    found = nucleus(np.array(weights, dtype=np.float64), percent / 100).tolist()
-    assert found == order[: len(found)]
-    reached, before = sum(weights[i] for i in found), sum(weights[i] for i in found[:-1])
-    assert 100 * reached >= percent * sum(weights) or math.isclose(100 * reached, percent * sum(weights))
-    assert (
-        len(found) == 1 or 100 * before < percent * sum(weights) or math.isclose(100 * before, percent * sum(weights))
-    )
+    found = nucleus(np.array(weights, dtype=np.float64), percent / 100, few).tolist()
+    assert sorted(found) == sorted(order[: len(found)])
+    found = order[: len(found)]
+    reached, before, wanted = sum(weights[i] for i in found), sum(weights[i] for i in found[:-1]), sum(weights)
+    assert 100 * reached >= percent * wanted or math.isclose(100 * reached, percent * wanted)
+    assert len(found) == 1 or 100 * before < percent * wanted or math.isclose(100 * before, percent * wanted)
+
+
+def test_nucleus_of_a_vocabulary_equals_that_of_a_sort() -> None:
+    for spread in (0.1, 1.0, 3.0, 8.0):
+        weights = np.exp(np.random.default_rng(5).standard_normal(20_000) * spread)
+        order = np.argsort(-weights, kind="stable")
+        count = int(np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum())) + 1
+        assert sorted(nucleus(weights, 0.9)) == sorted(order[:count])
 
 
 def test_pick_gives_each_its_share_and_nothing_to_weight_zero() -> None:
