@@ -18,9 +18,10 @@ from musespark.chat.deltas import StreamParser
 from musespark.chat.families import llama4, muse_glimmer, muse_spark
 from musespark.chat.messages import Message, Tool
 from musespark.chat.prompt import Prompt
+from musespark.chat.ranks import tokenizer_from_ranks
 from musespark.chat.settings import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
-from musespark.errors import ConfigError
+from musespark.errors import CheckpointError, ConfigError
 
 DIALECTS = {"muse_spark": muse_spark.DIALECT, "muse_glimmer": muse_glimmer.DIALECT}
 MODEL_TYPES = (*DIALECTS, "llama4")
@@ -54,6 +55,14 @@ class ChatFormat(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint: `tokenizer.json`, or the ranks in `tokenizer.model`. Raises CheckpointError."""
+    for name, read in (("tokenizer.json", Tokenizer.from_file), ("tokenizer.model", tokenizer_from_ranks)):
+        if (folder / name).exists():
+            return read(folder / name)
+    raise CheckpointError(f"{folder} has neither a tokenizer.json nor a tokenizer.model")
 
 
 def open_format(folder: Path, model_type: str, tokenizer: Tokenizer) -> ChatFormat:

@@ -238,6 +238,11 @@ def _pieces(text: str) -> list[str]:
     return [*pieces, text[start:]]
 
 
+def spell_bytes(token: bytes) -> str:
+    """A token's bytes as a `tokenizer.json` spells them."""
+    return "".join(_CHARACTER_OF_BYTE[byte] for byte in token)
+
+
 def _byte_of_character() -> dict[str, int]:
     """The GPT-2 alphabet: printable Latin-1 bytes stand for themselves, the other 68 are moved up from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -246,3 +251,4 @@ def _byte_of_character() -> dict[str, int]:
 
 
 _BYTE_OF_CHARACTER = _byte_of_character()
+_CHARACTER_OF_BYTE = {byte: character for character, byte in _BYTE_OF_CHARACTER.items()}
