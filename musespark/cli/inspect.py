@@ -34,7 +34,12 @@ def print_report(model: str, context: int | None, memory_gb: float | None, *, as
     kv = report.kv_cache["bf16"]
     console.print(
         f"KV cache in bf16: {kv.full_bytes_per_token:,} B a token in {kv.num_full_layers} full layers; "
-        f"at most {kv.largest_sliding_bytes / 2**20:,.1f} MiB a sequence in {kv.num_sliding_layers} sliding layers"
+        f"at most {kv.largest_sliding_bytes / 2**20:,.1f} MiB a sequence in {kv.num_sliding_layers} local layers"
+    )
+    flops = report.flops_per_token
+    console.print(
+        f"work for the last token of this context: {flops.weights / GB:,.3f} GFLOP with weights, "
+        f"{flops.attention / GB:,.3f} in attention"
     )
 
 

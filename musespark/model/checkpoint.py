@@ -38,6 +38,7 @@ from musespark.model.tensors import (
     is_float32,
     is_fused_experts,
     is_quantizable,
+    is_transposed,
 )
 
 BUNDLED = Path(__file__).parent / "checkpoints" / "muse-spark-nano"
@@ -110,11 +111,19 @@ class Checkpoint:
         return self._files[name].tensor(name)
 
     def weight(self, name: str) -> Weight:
-        """The logical tensor `name`, whichever way it is stored. Packed integers and unfused experts are copied."""
+        """The logical tensor `name`, whichever way it is stored. Packed integers and unfused experts are copied.
+
+        Experts are (E, out, in), also Llama 4's, whose fused tensors are stored (and said by `shape` to be) transposed.
+        """
         shape = self._shapes[name]
+        if is_transposed(name):
+            shape = (shape[0], shape[2], shape[1])
+            if name in self._files:
+                raw = self.tensor(name)
+                return Plain(RawTensor(raw.dtype, shape, raw.data.swapaxes(1, 2)))
         if name in self._files or not is_fused_experts(name):
             return self._matrix(name, shape)
-        parts = [self._matrix(*part) for part in expert_parts(name, shape)]
+        parts = [self._matrix(*part) for part in expert_parts(name, self._shapes[name])]
         plain = [part.raw for part in parts if isinstance(part, Plain)]
         if plain:
             data = np.concatenate([raw.data for raw in plain]).reshape(shape)
@@ -246,7 +255,7 @@ def save_checkpoint(
     with replacing_folder(Path(folder)) as new:
         write_json(new / "config.json", config.to_dict())
         write_json(
-            new / "generation_config.json", (generation or GenerationDefaults((config.text.eos_token_id,))).to_dict()
+            new / "generation_config.json", (generation or GenerationDefaults(config.text.eos_token_ids)).to_dict()
         )
         for name, content in (files or {}).items():
             write_file(new / name, content)

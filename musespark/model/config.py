@@ -1,23 +1,24 @@
-"""What a network is: the fields of a Hugging Face `config.json` of the `muse_spark` family, checked.
+"""What a network is: the content of a Hugging Face `config.json`, checked, in one vocabulary for three families.
 
-Field names and defaults are those of transformers' `MuseSparkConfig`, so a file written here loads there and the other
-way round. A config is read, never patched: lists such as `layer_types` are filled in once, in `from_dict`, and an
-explicit list in the file wins over the rule. The audio tower of the published release is described, so that its size
-can be counted, and never run: its tensors are skipped at load and audio input is refused.
+How each family's file is read and written, and what it has that the others lack, is in `families/`. Field names are
+those of transformers' `MuseSparkConfig`, and of `Llama4Config` for what only Llama 4 has. A config is read, never
+patched: lists such as `layer_types` are filled in once, in `from_dict`, and an explicit list in the file wins over the
+rule. The audio tower of the Muse Spark release is described, so that its size can be counted, and never run: its
+tensors are skipped at load and audio input is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from musespark.errors import ConfigError
-from musespark.model.config_fields import choices, flags, integer, integers, number, numbers_of, object_of, only
 from musespark.model.json_file import read_json_object, show
 
-LayerType = Literal["full_attention", "sliding_attention"]
+ModelType = Literal["muse_spark", "muse_glimmer", "llama4"]
+LayerType = Literal["full_attention", "sliding_attention", "chunked_attention"]
 VisionLayerType = Literal["full_attention", "window_attention"]
 MlpLayerType = Literal["sparse", "dense"]
 
@@ -25,8 +26,23 @@ MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3 scaling of rotary frequencies: wavelengths above original/low are stretched by `factor`, those below
+    original/high stay, between them it is smoothed. Where low equals high, as in Llama 4 Scout, it is a step."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The decoder. Source: transformers 5.23 `MuseSparkTextConfig`."""
+    """The decoder. Defaults are those of transformers 5.23 `MuseSparkTextConfig`.
+
+    A size of a part that the family does not have is 0, a factor that it does not apply 1. `intermediate_size` is the
+    width of dense layers, `moe_intermediate_size` that of experts, `moe_hidden_size` that of what experts read.
+    """
 
     vocab_size: int = 202_048
     hidden_size: int = 8192
@@ -56,11 +72,30 @@ class TextConfig:
     layer_types: tuple[LayerType, ...] = ()
     mlp_layer_types: tuple[MlpLayerType, ...] = ()
     layer_uses_rope: tuple[bool, ...] = ()  # `layer_rope_theta` in the file, where 0 means no rotary embedding
+    other_eos_token_ids: tuple[int, ...] = ()  # where the file lists several, those after the first
+    num_shared_experts: int = 0  # of the width of one expert, for every token; this field and the rest: llama4
+    attention_chunk_size: int = 0  # on chunked layers a query sees the keys of its own chunk, up to itself
+    use_qk_norm: bool = True
+    attn_temperature_tuning: bool = False  # on layers without rotary embedding, queries grow with their position
+    floor_scale: int = 8192
+    attn_scale: float = 0.1
+    rope_scaling: RopeScaling | None = None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return (self.eos_token_id, *self.other_eos_token_ids)
+
+    @property
+    def local_span(self) -> int:
+        """The most keys that a query of a sliding or chunked layer sees; 0 if there is no such layer."""
+        kinds = set(self.layer_types)
+        spans = {"sliding_attention": self.sliding_window, "chunked_attention": self.attention_chunk_size}
+        return max((span for kind, span in spans.items() if kind in kinds), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class VisionConfig:
-    """The image tower. Source: transformers 5.23 `MuseSparkVisionConfig`."""
+    """The image tower of both Muse families, for images of any grid. Source: transformers 5.23."""
 
     hidden_size: int = 1536
     intermediate_size: int = 8960
@@ -74,6 +109,7 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     layer_types: tuple[VisionLayerType, ...] = ()
+    pos_emb_order: Literal["xy", "ij"] = "xy"  # of sampling the position table: muse_spark scrambles it, glimmer not
 
     @property
     def window(self) -> int:
@@ -97,45 +133,53 @@ class AudioConfig:
     conv_kernel_size: int = 7
 
 
-STAGE_FIELDS = ("patch_sizes", "hidden_sizes", "depths")
+@dataclass(frozen=True, slots=True)
+class TileVisionConfig:
+    """The image tower of Llama 4, for square tiles of one size. Source: transformers 5.23 `Llama4VisionConfig`.
 
-# transformers builds an audio tower for every muse_spark config. A model without one is written with the smallest that
-# transformers accepts: one stage of width 1 with no blocks.
-NO_AUDIO_TOWER = {"patch_sizes": [1920], "hidden_sizes": [1], "depths": [0], "num_hidden_layers": 1}
+    intermediate_size is the width of the tower's MLP, and also that of a merged cell: hidden_size · merge_size².
+    """
+
+    hidden_size: int = 1408
+    intermediate_size: int = 5632
+    num_hidden_layers: int = 34
+    num_attention_heads: int = 16
+    image_size: int = 336  # side of a tile in pixels
+    patch_size: int = 14
+    merge_size: int = 2  # 1 / `pixel_shuffle_ratio`
+    rope_theta: float = 10_000.0
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens_per_tile(self) -> int:
+        return (self.side // self.merge_size) ** 2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One checkpoint's `config.json`. `vision` is None for a text-only model, `audio` None without an audio tower."""
+    """One checkpoint's `config.json`. A tower that it does not have is None; a text-only model has none."""
 
     text: TextConfig
     vision: VisionConfig | None = None
     audio: AudioConfig | None = None
     projector_hidden_size: int = 4096
     image_token_id: int = 200_092  # outside a small vocabulary, no text can contain it
-    model_type: Literal["muse_spark"] = "muse_spark"
+    model_type: ModelType = "muse_spark"
+    tile_vision: TileVisionConfig | None = None  # the tower of llama4, whose `vision` is None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Check a parsed `config.json`. Raises ConfigError naming the field, its value and what it may be."""
-        if not isinstance(data, Mapping) or data.get("model_type") != "muse_spark":
-            found = show(data.get("model_type") if isinstance(data, Mapping) else data)
-            raise ConfigError(f"config.json: model_type is {found}; this version loads 'muse_spark'")
-        only(data, "config.json", tie_word_embeddings=False, projector_hidden_act="gelu")
-        text = _text_from_dict(object_of(data, "text_config", "config.json"))
-        vision = audio = None
-        if data.get("vision_config") is not None:
-            vision = _vision_from_dict(object_of(data, "vision_config", "config.json"))
-            only(data, "config.json", out_hidden_size=vision.merged_size)
-        if data.get("audio_config") is not None:
-            audio = _audio_from_dict(object_of(data, "audio_config", "config.json"), text)
-        return cls(
-            text=text,
-            vision=vision,
-            audio=audio,
-            projector_hidden_size=integer(data, "projector_hidden_size", "config.json", 4096),
-            image_token_id=integer(data, "image_token_id", "config.json", 200_092),
-        )
+        from musespark.model.families import FAMILIES  # they make what this file defines
+
+        model_type = data.get("model_type") if isinstance(data, Mapping) else data
+        if not isinstance(model_type, str) or model_type not in FAMILIES:
+            raise ConfigError(f"config.json: model_type is {show(model_type)}; known are {', '.join(FAMILIES)}")
+        return FAMILIES[model_type].config_from_dict(data)
 
     @classmethod
     def from_file(cls, path: Path) -> ModelConfig:
@@ -152,117 +196,10 @@ class ModelConfig:
             raise ConfigError(f"{path} can't be read as JSON: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `config.json` as transformers' `MuseSparkConfig` reads it.
+        """The content of `config.json` as transformers' configuration class of this family reads it.
 
-        A text-only model is written without a `vision_config`; transformers has no such variant of this class.
+        A text-only model is written without a `vision_config`; these classes of transformers have no such variant.
         """
-        text = asdict(self.text)
-        theta = text.pop("rope_theta")
-        uses_rope = text.pop("layer_uses_rope")
-        text |= {
-            "model_type": "muse_spark_text",
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "tie_word_embeddings": False,
-            "rope_parameters": {"rope_type": "default", "rope_theta": theta},
-            "layer_rope_theta": [theta if used else 0 for used in uses_rope],
-            "layer_types": list(self.text.layer_types),
-            "mlp_layer_types": list(self.text.mlp_layer_types),
-        }
-        data: dict[str, Any] = {
-            "architectures": ["MuseSparkForConditionalGeneration"],
-            "model_type": self.model_type,
-            "text_config": text,
-            "image_token_id": self.image_token_id,
-            "projector_hidden_size": self.projector_hidden_size,
-            "projector_hidden_act": "gelu",
-            "tie_word_embeddings": False,
-        }
-        audio = (
-            NO_AUDIO_TOWER if self.audio is None else asdict(self.audio) | {"num_hidden_layers": len(self.audio.depths)}
-        )
-        data["audio_config"] = {"model_type": "muse_spark_audio", **audio, "out_hidden_size": self.text.hidden_size}
-        if self.vision is not None:
-            vision = asdict(self.vision)
-            vision_theta = vision.pop("rope_theta")
-            vision |= {
-                "model_type": "muse_spark_vision",
-                "hidden_act": "gelu",
-                "max_position_embeddings": self.vision.pos_emb_height * self.vision.pos_emb_width,
-                "rope_parameters": {"rope_type": "axial", "rope_theta": vision_theta},
-                "layer_types": list(self.vision.layer_types),
-            }
-            data |= {"vision_config": vision, "out_hidden_size": self.vision.merged_size}
-        return data
+        from musespark.model.families import FAMILIES
 
-
-def _text_from_dict(data: Mapping[str, Any]) -> TextConfig:
-    where = "text_config"
-    only(data, where, model_type="muse_spark_text", hidden_act="silu", attention_bias=False, tie_word_embeddings=False)
-    only(data, where, num_shared_experts=0)
-    values = numbers_of(TextConfig, data, where)
-    rope = object_of(data, "rope_parameters", where, optional=True)
-    only(rope, f"{where}.rope_parameters", rope_type="default", partial_rotary_factor=1.0)
-    values["rope_theta"] = number(rope, "rope_theta", f"{where}.rope_parameters", 500_000.0)
-    n = values.get("num_hidden_layers", TextConfig().num_hidden_layers)
-    full = [(n - 1 - i) % 4 == 0 for i in range(n)]  # counted backward from the last layer
-    kinds = tuple("full_attention" if is_full else "sliding_attention" for is_full in full)
-    values["layer_types"] = choices(data, "layer_types", where, kinds, get_args(LayerType))
-    values["mlp_layer_types"] = choices(data, "mlp_layer_types", where, ("sparse",) * n, get_args(MlpLayerType))
-    values["layer_uses_rope"] = flags(data, "layer_rope_theta", where, tuple(not is_full for is_full in full))
-    config = TextConfig(**values)
-    _check_text(config)
-    return config
-
-
-def _check_text(c: TextConfig) -> None:
-    if c.num_attention_heads % c.num_key_value_heads:
-        raise ConfigError(
-            f"text_config: num_attention_heads {c.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {c.num_key_value_heads}"
-        )
-    if c.head_dim % 2:
-        raise ConfigError(f"text_config: head_dim is {c.head_dim}; it must be even, rotary embedding turns pairs")
-    if c.num_experts_per_tok > c.num_local_experts:
-        raise ConfigError(
-            f"text_config: num_experts_per_tok {c.num_experts_per_tok} exceeds num_local_experts {c.num_local_experts}"
-        )
-    if c.pad_token_id is not None and c.pad_token_id >= c.vocab_size:
-        raise ConfigError(f"text_config: pad_token_id is {c.pad_token_id}, outside the vocabulary of {c.vocab_size:,}")
-
-
-def _vision_from_dict(data: Mapping[str, Any]) -> VisionConfig:
-    where = "vision_config"
-    only(data, where, model_type="muse_spark_vision", hidden_act="gelu", patch_temporal=2)
-    values = numbers_of(VisionConfig, data, where)
-    rope = object_of(data, "rope_parameters", where, optional=True)
-    only(rope, f"{where}.rope_parameters", rope_type="axial")
-    values["rope_theta"] = number(rope, "rope_theta", f"{where}.rope_parameters", 10_000.0)
-    n = values.get("num_hidden_layers", VisionConfig().num_hidden_layers)
-    kinds = tuple("full_attention" if (i + 1) % 4 == 0 or i == n - 1 else "window_attention" for i in range(n))
-    values["layer_types"] = choices(data, "layer_types", where, kinds, get_args(VisionLayerType))
-    config = VisionConfig(**values)
-    if config.hidden_size % (4 * config.num_attention_heads):
-        raise ConfigError(
-            f"vision_config: hidden_size {config.hidden_size} must divide into {config.num_attention_heads} heads "
-            "of a multiple of 4; the rotary embedding is two-dimensional"
-        )
-    if config.pos_emb_height != config.pos_emb_width:
-        raise ConfigError(
-            f"vision_config: pos_emb_height {config.pos_emb_height} and pos_emb_width {config.pos_emb_width} "
-            "must be equal; attention windows are square"
-        )
-    return config
-
-
-def _audio_from_dict(data: Mapping[str, Any], text: TextConfig) -> AudioConfig | None:
-    where = "audio_config"
-    only(data, where, model_type="muse_spark_audio", hidden_act="gelu", out_hidden_size=text.hidden_size)
-    stages: dict[str, Any] = {name: integers(data, name, where, getattr(AudioConfig(), name)) for name in STAGE_FIELDS}
-    num_stages = len(stages["depths"])
-    if any(len(values) != num_stages for values in stages.values()):
-        raise ConfigError(f"{where}: {', '.join(STAGE_FIELDS)} must have one entry per stage each")
-    only(data, where, num_hidden_layers=num_stages)
-    if stages["depths"] == (0,):  # NO_AUDIO_TOWER
-        return None
-    return AudioConfig(**stages, **numbers_of(AudioConfig, data, where))
+        return FAMILIES[self.model_type].config_to_dict(self)

@@ -6,7 +6,7 @@ build and the products of sizes inside 64 bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -28,10 +28,15 @@ LIMITS = {
     "pos_emb_width": 1024,
     "max_position_embeddings": 1 << 30,
     "sliding_window": 1 << 30,
+    "attention_chunk_size": 1 << 30,
+    "original_max_position_embeddings": 1 << 30,
+    "floor_scale": 1 << 30,
+    "image_size": 1 << 14,
 }
 MOST_STAGES = 16
+MOST_EOS_IDS = 64
 LARGEST_NUMBER = 1e12  # so that a product of two stays finite in float32
-MAY_BE_ZERO = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "depths")
+MAY_BE_ZERO = ("bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "image_token_index", "depths")
 
 
 def object_of(data: Mapping[str, Any], name: str, where: str, *, optional: bool = False) -> Mapping[str, Any]:
@@ -53,19 +58,60 @@ def only(data: Mapping[str, Any], where: str, **expected: Any) -> None:
             raise ConfigError(f"{where}: {name} is {show(found)}; only {value!r} is supported")
 
 
-def numbers_of(kind: type, data: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The int and float fields of the dataclass `kind` that the file gives."""
+def numbers_of(kind: type, data: Mapping[str, Any], where: str, names: Collection[str] | None = None) -> dict[str, Any]:
+    """The int and float fields of the dataclass `kind`, or those of them in `names`, that the file gives."""
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     for field in fields(kind):
+        if names is not None and field.name not in names:
+            continue
         given = data.get(field.name)
         if field.name == "eos_token_id" and isinstance(given, list) and given:
-            data = {**data, field.name: given[0]}  # generation_config.json holds all of them
+            data = {**data, field.name: given[0]}  # see other_eos_token_ids
         if given is not None and hints[field.name] in (int, int | None):
             values[field.name] = integer(data, field.name, where)
         elif given is not None and hints[field.name] is float:
             values[field.name] = number(data, field.name, where)
     return values
+
+
+def other_eos_token_ids(data: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The ids after the first, where `eos_token_id` is a list."""
+    value = data.get("eos_token_id")
+    if not isinstance(value, list):
+        return ()
+    if len(value) > MOST_EOS_IDS:
+        raise ConfigError(f"{where}: eos_token_id has {len(value):,} entries; at most {MOST_EOS_IDS} are taken")
+    return tuple(integer({"eos_token_id": token}, "eos_token_id", where) for token in value[1:])
+
+
+def rope_parameters(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Rotary settings from any age of file: `rope_parameters`, or `rope_scaling`, and `rope_theta` in or beside it.
+
+    {} if the file has none. Raises ConfigError for two that contradict each other.
+    """
+    given = [name for name in ("rope_parameters", "rope_scaling") if data.get(name) is not None]
+    objects = [dict(object_of(data, name, where)) for name in given]
+    if len(objects) == 2 and objects[0] != objects[1]:
+        raise ConfigError(f"{where}: rope_parameters and rope_scaling contradict each other; keep one of them")
+    rope = objects[0] if objects else {}
+    beside = data.get("rope_theta")
+    if beside is not None and rope.setdefault("rope_theta", beside) != beside:
+        raise ConfigError(
+            f"{where}: rope_theta is {show(beside)} and rope_parameters.rope_theta is {show(rope['rope_theta'])}; "
+            "keep one of them"
+        )
+    if rope.get("rope_type") is None and rope.get("type") is not None:
+        rope["rope_type"] = rope["type"]
+    return rope
+
+
+def switch(data: Mapping[str, Any], name: str, where: str, default: bool) -> bool:
+    """A boolean, or an integer that stands for one."""
+    value = default if data.get(name) is None else data[name]
+    if type(value) not in (bool, int):
+        raise ConfigError(f"{where}: {name} is {show(value)}; it must be true or false")
+    return bool(value)
 
 
 def integer(data: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:

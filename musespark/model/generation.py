@@ -25,11 +25,11 @@ class GenerationDefaults:
 
     @classmethod
     def from_file(cls, path: Path, config: ModelConfig) -> GenerationDefaults:
-        """Without a file: the one end id of the config, and sampling from the model's own distribution."""
+        """Without a file: the end ids of the config, and sampling from the model's own distribution."""
         try:
             return cls.from_dict(read_json_object(path, MAX_GENERATION_BYTES), config)
         except FileNotFoundError:
-            return cls((config.text.eos_token_id,))
+            return cls(config.text.eos_token_ids)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from None
 
@@ -37,7 +37,7 @@ class GenerationDefaults:
     def from_dict(cls, data: Mapping[str, Any], config: ModelConfig) -> GenerationDefaults:
         """Check the parsed file; a field that is missing or null has its default. Raises CheckpointError naming it."""
         given = {name: value for name, value in data.items() if value is not None}
-        eos = given.get("eos_token_id", config.text.eos_token_id)
+        eos = given.get("eos_token_id", list(config.text.eos_token_ids))
         eos = eos if isinstance(eos, list) else [eos]
         if not eos or not all(type(token) is int and 0 <= token <= LARGEST_SIZE for token in eos):
             raise CheckpointError(f"generation_config.json: eos_token_id is {show(eos)}; it must hold token ids")

@@ -26,7 +26,15 @@ from musespark.model.checkpoint_folder import (
 from musespark.model.config import ModelConfig
 from musespark.model.pack_quantized import Bits, Quantization, pack
 from musespark.model.tensor_file import Dtype, RawTensor, float32_to_bfloat16, write_tensors
-from musespark.model.tensors import Shape, expected_tensors, expert_parts, is_float32, is_fused_experts, is_quantizable
+from musespark.model.tensors import (
+    Shape,
+    expected_tensors,
+    expert_parts,
+    is_float32,
+    is_fused_experts,
+    is_quantizable,
+    is_transposed,
+)
 
 # 8 bits at 64 and 4 bits at 32 inputs a scale: 8.25 and 4.5 bits a weight.
 LARGEST_GROUP: dict[Bits, int] = {8: 64, 4: 32}
@@ -82,7 +90,11 @@ def quantize_checkpoint(
 
 def default_group_size(config: ModelConfig, bits: Bits) -> int:
     """The largest group up to 64 (8 bits) or 32 (4 bits) that divides every width. Raises CheckpointError below 8."""
-    widths = [shape[-1] for name, shape in expected_tensors(config).items() if is_quantizable(name)]
+    widths = [
+        shape[1] if is_transposed(name) else shape[-1]
+        for name, shape in expected_tensors(config).items()
+        if is_quantizable(name)
+    ]
     group_size = math.gcd(LARGEST_GROUP[bits], *widths)
     if group_size < SMALLEST_GROUP:
         raise CheckpointError(
@@ -131,7 +143,6 @@ class _Matrices:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._stored = set(checkpoint.stored_names())
-        # `gate_up_proj` (E, 2I, H) seen as (2E, I, H) holds its parts in the order of `expert_parts`.
         self._in_fused = {
             part: (name, index, part_shape)
             for name in checkpoint.names()
@@ -144,7 +155,10 @@ class _Matrices:
             return self._checkpoint.tensor(name)
         fused, index, shape = self._in_fused[name]
         raw = self._checkpoint.tensor(fused)
-        return RawTensor(raw.dtype, shape, raw.data.reshape(-1, *shape)[index])
+        parts_per_expert = len(expert_parts(fused, (1, *raw.shape[1:])))
+        expert, part = divmod(index, parts_per_expert)
+        matrix = raw.data[expert].T if is_transposed(fused) else raw.data[expert]  # (out of all its parts, in)
+        return RawTensor(raw.dtype, shape, matrix[part * shape[0] : (part + 1) * shape[0]])
 
 
 def _quantized_tensor(matrices: _Matrices, name: str, quantization: Quantization) -> RawTensor:

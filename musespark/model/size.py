@@ -32,23 +32,24 @@ Precision = Literal["float32", "bf16", "int8", "int4"]
 
 # The first pattern found in a tensor's name says which component it counts to.
 COMPONENTS = {
-    r"^model\.vision_tower\.": "vision_tower",
-    r"^model\.vision_adapter\.": "vision_adapter",
-    r"^model\.vision_projection\.": "vision_projection",
+    r"^(model|vision_model)\.vision_adapter\.": "vision_adapter",
+    r"^(model\.vision_tower|vision_model)\.": "vision_tower",
+    r"^(model\.vision_projection|multi_modal_projector)\.": "vision_projection",
     r"^model\.audio_tower\.": "audio_tower",
-    r"^lm_head\.": "lm_head",
+    r"^(language_model\.)?lm_head\.": "lm_head",
     r"\.embed_tokens\.": "embed_tokens",
     r"\.self_attn\.q_proj\.": "q_proj",
     r"\.self_attn\.k_proj\.": "k_proj",
     r"\.self_attn\.v_proj\.": "v_proj",
     r"\.self_attn\.gate_proj\.": "gate_proj",
     r"\.self_attn\.o_proj\.": "o_proj",
-    r"\.mlp\.gate\.weight$": "router",
+    r"\.mlp\.gate\.weight$|\.router\.weight$": "router",
     r"\.mlp\.pre_expert_proj\.": "pre_expert_proj",
     r"\.mlp\.post_expert_proj\.": "post_expert_proj",
-    r"\.mlp\.experts\.gate_up_proj$": "experts_gate_up_proj",
-    r"\.mlp\.experts\.down_proj$": "experts_down_proj",
-    r"\.mlp\.(gate|up|down)_proj\.": "dense_mlp",
+    r"\.experts\.gate_up_proj$": "experts_gate_up_proj",
+    r"\.experts\.down_proj$": "experts_down_proj",
+    r"\.shared_expert\.": "shared_experts",
+    r"\.(mlp|feed_forward)\.(gate|up|down)_proj\.": "dense_mlp",
     r"": "norms_and_gates",
 }
 OUTSIDE_BODY = ("embed_tokens", "lm_head", "vision_tower", "vision_adapter", "vision_projection", "audio_tower")
@@ -76,7 +77,10 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class KvCache:
-    """Bytes of K and V of one sequence. Full layers grow with every token, sliding layers up to the window."""
+    """Bytes of K and V of one sequence. Full layers grow with every token, sliding layers up to the window.
+
+    The chunked layers of Llama 4 count as sliding ones with a window of a chunk, which is the most that they need.
+    """
 
     bytes_per_layer_token: int
     num_full_layers: int
@@ -117,6 +121,17 @@ class KvCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations to compute one token, a product and a sum as two: matrix products only.
+
+    attention: queries with keys and shares with values, for the last token of the report's context.
+    """
+
+    weights: int
+    attention: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fit:
     """Whether the weights and the KV entries of one sequence fit into a memory, at one precision."""
 
@@ -140,6 +155,7 @@ class Report:
     checkpoint_bytes: dict[Precision, int]
     loaded_bytes: dict[Precision, int]
     kv_cache: dict[Literal["float32", "bf16"], KvCache]
+    flops_per_token: Flops
     context_tokens: int
     memory_bytes: int | None = None
     fits: tuple[Fit, ...] = ()
@@ -162,12 +178,14 @@ def describe(config: ModelConfig, *, context_tokens: int | None = None, memory_b
         raise ConfigError(f"a memory of {memory_bytes:,} bytes is out of range")
     audio = {} if config.audio is None else audio_tensors(config.audio, config.text.hidden_size)
     loaded = _loaded_bytes(config)
+    parameters = _parameters(config, expected_tensors(config) | audio)
     report = Report(
-        parameters=_parameters(config, expected_tensors(config) | audio),
+        parameters=parameters,
         # The audio tower is never quantised.
         checkpoint_bytes={name: size + _plain_bytes(audio, name) for name, size in loaded.items()},
         loaded_bytes=loaded,
         kv_cache={"float32": _kv_cache(config, 4), "bf16": _kv_cache(config, 2)},
+        flops_per_token=_flops(config, parameters, context_tokens),
         context_tokens=context_tokens,
     )
     if memory_bytes is None:
@@ -184,7 +202,7 @@ def _parameters(config: ModelConfig, shapes: Mapping[str, Shape]) -> Parameters:
     buffers = counts.pop("buffers", 0)
     text_body = sum(count for name, count in counts.items() if name not in OUTSIDE_BODY)
     experts = counts["experts_gate_up_proj"] + counts["experts_down_proj"]
-    active_experts = experts // config.text.num_local_experts * config.text.num_experts_per_tok
+    active_experts = experts // max(1, config.text.num_local_experts) * config.text.num_experts_per_tok
     active_body = text_body - experts + active_experts
     return Parameters(
         total=sum(counts.values()),
@@ -227,11 +245,13 @@ def _plain_bytes(shapes: Mapping[str, Shape], precision: Precision) -> int:
 
 def _packed_bytes(name: str, shape: Shape, quantization: Quantization) -> int:
     """int32 words, bfloat16 scales and one int64 shape a matrix; expert matrices are stored one by one."""
-    *_, width = shape
-    num_rows = math.prod(shape) // width
-    num_matrices = len(expert_parts(name, (1, *shape[1:]))) * shape[0] if is_fused_experts(name) else 1
-    row_bytes = 4 * quantization.packed_width(width) + 2 * (width // quantization.group_size)
-    return num_rows * row_bytes + 16 * num_matrices
+    num_experts = shape[0] if is_fused_experts(name) else 1
+    parts = expert_parts(name, (1, *shape[1:])) if is_fused_experts(name) else [(name, shape)]
+    num_bytes = 0
+    for _, (num_rows, width) in parts:
+        row_bytes = 4 * quantization.packed_width(width) + 2 * (width // quantization.group_size)
+        num_bytes += num_rows * row_bytes + 16
+    return num_experts * num_bytes
 
 
 def _kv_cache(config: ModelConfig, item_bytes: int) -> KvCache:
@@ -241,7 +261,21 @@ def _kv_cache(config: ModelConfig, item_bytes: int) -> KvCache:
         bytes_per_layer_token=2 * text.num_key_value_heads * text.head_dim * item_bytes,
         num_full_layers=num_full,
         num_sliding_layers=text.num_hidden_layers - num_full,
-        sliding_window=text.sliding_window,
+        sliding_window=text.local_span,
+    )
+
+
+def _flops(config: ModelConfig, parameters: Parameters, context_tokens: int) -> Flops:
+    text, position = config.text, context_tokens - 1
+    spans = {
+        "full_attention": context_tokens,
+        "sliding_attention": min(context_tokens, text.sliding_window),
+        "chunked_attention": position % text.attention_chunk_size + 1 if text.attention_chunk_size else 0,
+    }
+    num_keys = sum(spans[kind] for kind in text.layer_types)
+    return Flops(
+        weights=2 * (parameters.active_with_lm_head - parameters.components["norms_and_gates"]),
+        attention=4 * text.num_attention_heads * text.head_dim * num_keys,
     )
 
 

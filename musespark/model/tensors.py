@@ -1,26 +1,35 @@
-"""Which tensors a `muse_spark` checkpoint holds, and their shapes: one list for loader, quantiser and counts.
+"""Which tensors a checkpoint holds, and their shapes: one list for loader, quantiser and counts.
 
-Names and shapes are those of transformers' `MuseSparkForConditionalGeneration.state_dict()`. Absent on purpose, because
-they have no weight: post_attention_layernorm, the q, k and o norms, the embedding norm and the perception norm.
+Names and shapes are those of the `state_dict()` of transformers' `…ForConditionalGeneration`. This file lists those of
+the Muse families; Llama 4's are in `llama4_tensors.py`. Absent on purpose, because they have no weight: the q, k and o
+norms, the embedding norm and the perception norm, and post_attention_layernorm of `muse_spark` (not of `muse_glimmer`).
 """
 
 from __future__ import annotations
 
-from musespark.model.config import AudioConfig, ModelConfig, TextConfig, VisionConfig
+from typing import TYPE_CHECKING
 
-Shape = tuple[int, ...]
+from musespark.model.llama4_tensors import Shape, llama4_tensors, with_bias
+
+if TYPE_CHECKING:
+    from musespark.model.config import AudioConfig, ModelConfig, TextConfig, VisionConfig
 
 TEXT_PREFIX = "model.language_model."
+TEXT_PREFIXES = (TEXT_PREFIX, "language_model.")  # the second is Llama 4's
 VISION_PREFIXES = ("model.vision_tower.", "model.vision_adapter.", "model.vision_projection.")
 AUDIO_PREFIX = "model.audio_tower."  # described for the counts; skipped at load, because audio is not run
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     """Name -> shape of every tensor that a checkpoint of `config` must hold, without the audio tower."""
+    return llama4_tensors(config) if config.model_type == "llama4" else _muse_tensors(config)
+
+
+def _muse_tensors(config: ModelConfig) -> dict[str, Shape]:
     text = config.text
     tensors: dict[str, Shape] = {f"{TEXT_PREFIX}embed_tokens.weight": (text.vocab_size, text.hidden_size)}
     for layer in range(text.num_hidden_layers):
-        tensors |= _decoder_layer(text, layer)
+        tensors |= _decoder_layer(text, layer, gated=config.model_type == "muse_spark")
     tensors[f"{TEXT_PREFIX}norm.weight"] = (text.hidden_size,)
     if config.vision is not None:
         tensors |= _vision(config.vision)
@@ -43,31 +52,40 @@ def is_buffer(name: str) -> bool:
 
 
 def is_fused_experts(name: str) -> bool:
-    """Whether the tensor stacks one matrix per expert, (E, out, in)."""
+    """Whether the tensor stacks one matrix per expert, (E, out, in), or transposed."""
     return name.endswith((".experts.gate_up_proj", ".experts.down_proj"))
+
+
+def is_transposed(name: str) -> bool:
+    """Whether these fused experts are stored (E, in, out), as Llama 4's are; unfused ones never are."""
+    return ".feed_forward.experts." in name and is_fused_experts(name)
 
 
 def is_quantizable(name: str) -> bool:
     """Whether the tensor is a text Linear weight: projections, experts, lm_head; no embedding, norm, gate or router."""
-    if name == "lm_head.weight" or is_fused_experts(name):
+    if name in ("lm_head.weight", "language_model.lm_head.weight") or is_fused_experts(name):
         return True
-    return name.startswith(TEXT_PREFIX) and name.endswith("_proj.weight")
+    return name.startswith(TEXT_PREFIXES) and name.endswith("_proj.weight")
 
 
 def expert_parts(name: str, shape: Shape) -> list[tuple[str, Shape]]:
     """The unfused spelling of one fused expert tensor, in stacking order: [(name, (out, in)), ...].
 
     `experts.gate_up_proj` (E, 2I, H) is `experts.0.gate_proj.weight`, `experts.0.up_proj.weight`, `experts.1.…`;
-    `experts.down_proj` (E, H, I) is `experts.0.down_proj.weight`, `experts.1.…`.
+    `experts.down_proj` (E, H, I) is `experts.0.down_proj.weight`, `experts.1.…`. Of transposed experts, `shape` is
+    (E, in, out), and the parts are (out, in) all the same.
     """
     prefix, _, fused = name.rpartition(".")
     num_experts, out, width = shape
+    if is_transposed(name):
+        out, width = width, out
     projections = ("gate_proj", "up_proj") if fused == "gate_up_proj" else ("down_proj",)
     part = (out // len(projections), width)
     return [(f"{prefix}.{e}.{projection}.weight", part) for e in range(num_experts) for projection in projections]
 
 
-def _decoder_layer(text: TextConfig, layer: int) -> dict[str, Shape]:
+def _decoder_layer(text: TextConfig, layer: int, *, gated: bool) -> dict[str, Shape]:
+    """One layer; `gated` for muse_spark, whose residual gates replace the weight of the norm after attention."""
     d, heads, kv = text.hidden_size, text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     tensors: dict[str, Shape] = {
         "input_layernorm.weight": (d,),
@@ -76,7 +94,7 @@ def _decoder_layer(text: TextConfig, layer: int) -> dict[str, Shape]:
         "self_attn.v_proj.weight": (kv, d),
         "self_attn.gate_proj.weight": (heads, d),
         "self_attn.o_proj.weight": (d, heads),
-        "post_attention_residual_gate.gate": (d,),
+        ("post_attention_residual_gate.gate" if gated else "post_attention_layernorm.weight"): (d,),
         "pre_feedforward_layernorm.weight": (d,),
     }
     if text.mlp_layer_types[layer] == "dense":
@@ -97,7 +115,9 @@ def _decoder_layer(text: TextConfig, layer: int) -> dict[str, Shape]:
             "mlp.experts.post_expert_norm.weight": (latent,),
             "mlp.post_expert_proj.weight": (d, latent),
         }
-    tensors |= {"post_feedforward_layernorm.weight": (d,), "post_feedforward_residual_gate.gate": (d,)}
+    tensors["post_feedforward_layernorm.weight"] = (d,)
+    if gated:
+        tensors["post_feedforward_residual_gate.gate"] = (d,)
     return {f"{TEXT_PREFIX}layers.{layer}.{name}": shape for name, shape in tensors.items()}
 
 
@@ -106,15 +126,15 @@ def _vision(vision: VisionConfig) -> dict[str, Shape]:
     tensors: dict[str, Shape] = {
         "patch_embedder.patch_embedding.weight": (d, vision.patch_temporal * 3 * vision.patch_size**2),
         "patch_embedder.position_embedding_table.weight": (vision.pos_emb_height * vision.pos_emb_width, d),
-        **_with_bias("ln_pre", d),
-        **_with_bias("ln_post", d),
+        **with_bias("ln_pre", d),
+        **with_bias("ln_post", d),
     }
     for layer in range(vision.num_hidden_layers):
         prefix = f"layers.{layer}."
-        tensors |= _with_bias(f"{prefix}norm1", d) | _with_bias(f"{prefix}norm2", d)
+        tensors |= with_bias(f"{prefix}norm1", d) | with_bias(f"{prefix}norm2", d)
         for name in ("q_proj", "k_proj", "v_proj", "proj"):
-            tensors |= _with_bias(f"{prefix}attn.{name}", d, d)
-        tensors |= _with_bias(f"{prefix}mlp.fc1", wide, d) | _with_bias(f"{prefix}mlp.fc2", d, wide)
+            tensors |= with_bias(f"{prefix}attn.{name}", d, d)
+        tensors |= with_bias(f"{prefix}mlp.fc1", wide, d) | with_bias(f"{prefix}mlp.fc2", d, wide)
     return {f"model.vision_tower.{name}": shape for name, shape in tensors.items()}
 
 
@@ -124,21 +144,16 @@ def audio_tensors(audio: AudioConfig, out_hidden_size: int) -> dict[str, Shape]:
     width_in = 1  # a waveform sample
     for stage, (patch, d, depth) in enumerate(zip(audio.patch_sizes, audio.hidden_sizes, audio.depths, strict=True)):
         prefix = f"layers.{stage}."
-        tensors |= _with_bias(f"{prefix}patch_embedder.proj", d, patch * width_in)
+        tensors |= with_bias(f"{prefix}patch_embedder.proj", d, patch * width_in)
         tensors[f"{prefix}patch_embedder.norm.weight"] = (d,)
         wide = int(d * audio.mlp_ratio)
         for block in range(depth):
             name = f"{prefix}conv_blocks.{block}."
             tensors |= {f"{name}conv.weight": (d, 1, audio.conv_kernel_size), f"{name}conv.bias": (d,)}
             tensors[f"{name}norm.weight"] = (d,)
-            tensors |= _with_bias(f"{name}mlp.fc1", wide, d) | _with_bias(f"{name}mlp.fc2", d, wide)
+            tensors |= with_bias(f"{name}mlp.fc1", wide, d) | with_bias(f"{name}mlp.fc2", d, wide)
         width_in = d
     tensors["norm.weight"] = (width_in,)
-    tensors |= _with_bias("proj", out_hidden_size, width_in)
+    tensors |= with_bias("proj", out_hidden_size, width_in)
     tensors["post_proj_norm.weight"] = (out_hidden_size,)
     return {f"{AUDIO_PREFIX}{name}": shape for name, shape in tensors.items()}
-
-
-def _with_bias(name: str, out: int, *width: int) -> dict[str, Shape]:
-    """A Linear (out, in), or a LayerNorm (out,), with its bias (out,)."""
-    return {f"{name}.weight": (out, *width), f"{name}.bias": (out,)}

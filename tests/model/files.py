@@ -7,6 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import (
+    Llama4Config,
+    Llama4ForConditionalGeneration,
+    MuseGlimmerConfig,
+    MuseGlimmerForConditionalGeneration,
+    MuseSparkConfig,
+    MuseSparkForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from musespark.model.checkpoint import save_checkpoint
 from musespark.model.config import ModelConfig
@@ -20,6 +30,25 @@ def toy_config(**changes: Any) -> ModelConfig:
     """The toy preset with fields of its text_config changed."""
     data = PRESETS["toy"]
     return ModelConfig.from_dict({**data, "text_config": {**data["text_config"], **changes}})
+
+
+TRANSFORMERS_CLASSES = {
+    "muse_spark": (MuseSparkConfig, MuseSparkForConditionalGeneration),
+    "muse_glimmer": (MuseGlimmerConfig, MuseGlimmerForConditionalGeneration),
+    "llama4": (Llama4Config, Llama4ForConditionalGeneration),
+}
+
+
+def transformers_config(config: ModelConfig) -> PreTrainedConfig:
+    """The same model as transformers' configuration class reads it."""
+    config_class, _ = TRANSFORMERS_CLASSES[config.model_type]
+    return config_class.from_dict(config.to_dict())
+
+
+def transformers_model(config: ModelConfig) -> PreTrainedModel:
+    """The same model in transformers, with weights of its own; its towers are there even if ours are not."""
+    _, model_class = TRANSFORMERS_CLASSES[config.model_type]
+    return model_class(transformers_config(config))
 
 
 def random_tensors(config: ModelConfig = TOY, seed: int = 0) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import MuseSparkConfig, MuseSparkForConditionalGeneration
+from torch.utils.flop_counter import FlopCounterMode
 
 from musespark.errors import ConfigError
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
@@ -17,7 +17,7 @@ from musespark.model.presets import PRESETS, preset
 from musespark.model.quantize import quantize_checkpoint
 from musespark.model.size import Fit, KvCache, describe
 from musespark.model.tensors import AUDIO_PREFIX, audio_tensors, expected_tensors
-from tests.model.files import TOY, random_tensors, toy_config
+from tests.model.files import TOY, random_tensors, toy_config, transformers_model
 
 OPEN = describe(preset("muse-spark-open"))
 
@@ -27,8 +27,9 @@ OPEN = describe(preset("muse-spark-open"))
 )
 def test_names_and_shapes_are_those_of_transformers(config: ModelConfig) -> None:
     with torch.device("meta"):
-        state = MuseSparkForConditionalGeneration(MuseSparkConfig.from_dict(config.to_dict())).state_dict()
-    theirs = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        state = transformers_model(config).state_dict()
+    text_only = config.vision is None and config.tile_vision is None
+    theirs = {n: tuple(tensor.shape) for n, tensor in state.items() if not (text_only and "vision" in n)}
     assert expected_tensors(config) == {n: shape for n, shape in theirs.items() if not n.startswith(AUDIO_PREFIX)}
     if config.audio is not None:
         audio = audio_tensors(config.audio, config.text.hidden_size)
@@ -96,18 +97,19 @@ def test_kv_bytes_of_the_release_are_the_published_ones() -> None:
     assert OPEN.kv_cache["float32"].size_bytes(5000) == 2 * kv.size_bytes(5000)
 
 
-@pytest.mark.parametrize("name", ["muse-spark-nano", "toy"])
+@pytest.mark.parametrize("name", ["muse-spark-nano", "toy", "toy-glimmer", "toy-llama4"])
 def test_parameters_and_bytes_are_those_of_real_files(name: str, tmp_path: Path) -> None:
     config = preset(name)
     report = describe(config)
-    theirs = MuseSparkForConditionalGeneration(MuseSparkConfig.from_dict(config.to_dict()))
-    without_audio = (p.numel() for n, p in theirs.named_parameters() if not n.startswith(AUDIO_PREFIX))
+    theirs = transformers_model(config).named_parameters()
+    without_audio = (p.numel() for n, p in theirs if not n.startswith(AUDIO_PREFIX))
     assert report.parameters.total == sum(without_audio)
 
     save_checkpoint(tmp_path / "float32", config, random_tensors(config))
     save_checkpoint(tmp_path / "bf16", config, random_tensors(config), dtype="BF16")
     quantize_checkpoint(tmp_path / "float32", tmp_path / "int8", bits=8)
     quantize_checkpoint(tmp_path / "float32", tmp_path / "int4", bits=4)
+    assert len(report.checkpoint_bytes) == 4
     for precision in report.checkpoint_bytes:
         checkpoint = open_checkpoint(tmp_path / precision)
         stored = sum(checkpoint.tensor(tensor).data.nbytes for tensor in checkpoint.stored_names())
@@ -137,6 +139,109 @@ def test_experts_count_only_in_sparse_layers() -> None:
     dense = describe(toy_config(mlp_layer_types=["dense", "dense"])).parameters
     assert (dense.experts, dense.one_expert, dense.active_experts) == (0, 0, 0)
     assert dense.active_body == dense.text_body
+
+
+# The published and computed numbers of muse.md and llama4.md: total, with head active per token, and parts.
+@pytest.mark.parametrize(
+    ("name", "total", "active", "components"),
+    [
+        (
+            "muse-glimmer-30b",
+            29_776_626_688,
+            26_509_949_440,  # published as the text with its embedding, which is as large as the head
+            {
+                "lm_head": 1_344_831_488,
+                "vision_tower": 1_852_639_744,
+                "vision_adapter": 41_943_040,
+                "vision_projection": 27_262_976,
+            },
+        ),
+        (
+            "llama-4-scout",
+            108_641_793_536,
+            16_138_408_960,
+            {
+                "vision_projection": 20_971_520,
+                "embed_tokens": 1_034_485_760,
+                "lm_head": 1_034_485_760,
+                "shared_experts": 6_039_797_760,
+                "dense_mlp": 0,
+                "router": 3_932_160,
+                "norms_and_gates": 496_640,
+            },
+        ),
+        (
+            "llama-4-maverick",
+            401_583_781_376,
+            16_150_205_440,
+            {"shared_experts": 3_019_898_880, "dense_mlp": 6_039_797_760, "router": 15_728_640},
+        ),
+    ],
+)
+def test_counts_of_other_releases_are_the_published_ones(
+    name: str, total: int, active: int, components: dict[str, int]
+) -> None:
+    parameters = describe(preset(name)).parameters
+    assert parameters.total == total
+    assert parameters.active_with_lm_head == active
+    assert {part: parameters.components[part] for part in components} == components
+
+
+def test_parts_of_llama_4_are_the_published_ones() -> None:
+    scout, maverick = (describe(preset(name)).parameters for name in ("llama-4-scout", "llama-4-maverick"))
+    assert scout.attention == maverick.attention == 3_019_898_880
+    assert (scout.experts, maverick.experts) == (96_636_764_160, 386_547_056_640)
+    assert scout.one_expert == maverick.one_expert == 125_829_120
+    assert scout.components["vision_tower"] + scout.components["vision_adapter"] == 850_960_896
+    assert scout.active_with_lm_head + scout.components["embed_tokens"] == 17_172_894_720
+
+
+def test_sizes_between_are_what_their_names_say() -> None:
+    mini, large = (describe(preset(name)) for name in ("muse-spark-mini", "muse-spark-400b"))
+    assert round(mini.parameters.total / 1e9, 1) == 3.0
+    assert round(large.parameters.total / 1e9) == 400
+    assert large.context_tokens == 10_485_760
+    assert describe(preset("avocado-nano")).parameters.components["vision_tower"] == 0
+
+
+def test_kv_bytes_of_other_releases_are_the_published_ones() -> None:
+    glimmer, scout = (describe(preset(name)).kv_cache["bf16"] for name in ("muse-glimmer-30b", "llama-4-scout"))
+    assert (glimmer.full_bytes_per_token, glimmer.largest_sliding_bytes) == (13_312, 78 << 20)
+    assert glimmer.full_bytes_per_token * 131_072 == 1664 << 20  # 1.625 GiB
+    assert scout.full_bytes_per_token == 49_152
+    assert scout.full_bytes_per_token + scout.sliding_bytes_per_token == 196_608
+    assert scout.size_bytes(10_485_760) == (480 << 30) + (1152 << 20)
+
+
+class TestFlops:
+    @pytest.mark.parametrize(
+        ("name", "experts"), [("toy", {"num_experts_per_tok": 4}), ("toy-glimmer", {}), ("toy-llama4", {"E": 1})]
+    )
+    def test_operations_for_one_token_are_those_that_torch_counts_in_transformers(
+        self, name: str, experts: dict[str, int]
+    ) -> None:
+        """Every expert is picked here: transformers' Llama 4 computes all of them whatever the choice."""
+        data = PRESETS[name]
+        text = data["text_config"] | ({"num_local_experts": experts["E"]} if "E" in experts else experts)
+        config = ModelConfig.from_dict({**data, "text_config": text})
+        model = transformers_model(config).eval()
+        model.config.text_config._experts_implementation = "eager"  # torch does not count the grouped one
+        model.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(input_ids=torch.tensor([[40]]))
+        flops = describe(config, context_tokens=1).flops_per_token
+        assert flops.weights + flops.attention == counter.get_total_flops()
+
+    def test_local_layers_stop_costing_more_at_their_window_or_chunk(self) -> None:
+        def num_keys(name: str, tokens: int) -> int:
+            text = preset(name).text
+            attention = describe(preset(name), context_tokens=tokens).flops_per_token.attention
+            return attention // (4 * text.num_attention_heads * text.head_dim)
+
+        assert num_keys("muse-spark-open", 2048) == 62 * 2048
+        assert num_keys("muse-spark-open", 2049) == 16 * 2049 + 46 * 2048
+        assert num_keys("llama-4-scout", 8192) == 48 * 8192
+        assert num_keys("llama-4-scout", 8193) == 12 * 8193 + 36 * 1  # the first token of a chunk sees itself only
 
 
 def test_a_precision_that_the_widths_do_not_allow_is_absent() -> None:
