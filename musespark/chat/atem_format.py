@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from musespark.chat import templates
+from musespark.chat.atem_tools import check_names
 from musespark.chat.checkpoint_template import CheckpointTemplate
 from musespark.chat.dialect import Dialect
 from musespark.chat.images import load_images, plan_grid
@@ -49,6 +50,7 @@ class AtemFormat:
                 today=today,
                 dialect=self._dialect,
             )
+        check_names(tools)
         effort = choose_effort(reasoning_effort, self._settings)
         images = iter(load_images([p.data for m in messages for p in m.content if isinstance(p, Image)]))
         variables: dict[str, Any] = {

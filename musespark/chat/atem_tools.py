@@ -13,6 +13,9 @@ from typing import Any
 from musespark.chat.messages import Tool, ToolCall
 from musespark.errors import InvalidRequest
 
+USER_RECIPIENTS = ("user", "commentary", "developer")  # whose messages are shown
+RESERVED_RECIPIENTS = ("self", *USER_RECIPIENTS)
+
 _INTRODUCTION = """\
 You have a set of tools for this conversation. To use one, write a block of this form:
 <atem:function_calls>
@@ -45,6 +48,19 @@ def recipients(tools: Sequence[Tool]) -> str:
     return f"# Valid recipients: {', '.join(_json(name) for name in names)}."
 
 
+def check_names(tools: Sequence[Tool]) -> None:
+    """Raises InvalidRequest for two tools of one name, or a name that the format gives to somebody else."""
+    for tool in tools:
+        if tool.name in RESERVED_RECIPIENTS:
+            raise InvalidRequest(
+                f"a tool can't be named {tool.name!r}: this model writes to {', '.join(RESERVED_RECIPIENTS)} itself",
+                param="tools",
+            )
+    names = [tool.name for tool in tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequest(f"two tools are named {twice!r}", param="tools")
+
+
 def tool_block(tools: Sequence[Tool]) -> str:
     """Raises InvalidRequest for a schema that is not JSON."""
     metadata = [_json({"name": namespace, "description": ""}) for namespace in _namespaces(tools)]
@@ -54,22 +70,27 @@ def tool_block(tools: Sequence[Tool]) -> str:
 
 
 def invoke(call: ToolCall) -> str:
-    """A call as the model writes it. Raises InvalidRequest if its arguments are not a JSON object."""
-    lines = [f'<atem:parameter name="{name}">{_value(v)}</atem:parameter>' for name, v in call_arguments(call).items()]
+    """A call as the model writes it; arguments that are no object stand in it as they are."""
+    arguments = call_arguments(call)
+    if isinstance(arguments, str):
+        lines = [arguments]
+    else:
+        lines = [f'<atem:parameter name="{name}">{_value(v)}</atem:parameter>' for name, v in arguments.items()]
     opened = [f'<atem:invoke name="{call.name}">', *lines, "</atem:invoke>"]
     return "\n".join(["<atem:function_calls>", *opened, "</atem:function_calls>"])
 
 
-def call_arguments(call: ToolCall) -> dict[str, Any]:
-    """The arguments of an earlier call. Raises InvalidRequest if they are not a JSON object."""
+def call_arguments(call: ToolCall) -> dict[str, Any] | str:
+    """The arguments of an earlier call; their very text if that is not a JSON object.
+
+    Models do write such calls, and clients send them back: refusing one would end its conversation for good.
+    """
     try:
         arguments = json.loads(call.arguments or "{}")  # clients send an empty string for a call without arguments
         json.dumps(arguments, allow_nan=False)
     except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(f"the arguments of the tool call {call.id!r} must be a JSON object, as text")
-    return arguments
+        return call.arguments
+    return arguments if isinstance(arguments, dict) else call.arguments
 
 
 def _namespaces(tools: Sequence[Tool]) -> list[str]:

@@ -68,7 +68,12 @@ class StreamParser(Protocol):
 
     def push(self, token_id: int) -> Sequence[Event]: ...
 
-    def finish(self) -> Sequence[Event]: ...
+    def finish(self, *, whole: bool = False) -> Sequence[Event]:
+        """Say that no more tokens come. `whole` if the model ended its turn, with a stop token that was not pushed.
+
+        A turn that was cut off leaves the call it was in open: half a command must not pass for a command.
+        """
+        ...
 
 
 class EventList:

@@ -56,10 +56,13 @@ class Llama4Parser:
         self._in_header = name == "<|header_start|>" or (self._in_header and name != "<|header_end|>")
         return self._events.take()
 
-    def finish(self) -> list[Event]:
-        """Say that no more tokens come: what was held back. An open call stays open."""
+    def finish(self, *, whole: bool = False) -> list[Event]:
+        """Say that no more tokens come: what was held back.
+
+        `whole` if the model ended its turn, with a stop token that was not pushed; else a call it was in stays open.
+        """
         self._read(self._stream.flush())
-        self._end(whole=False)
+        self._end(whole=whole)
         return self._events.take()
 
     def _read(self, text: str) -> None:

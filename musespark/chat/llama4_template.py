@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from musespark.chat.atem_tools import call_arguments
-from musespark.chat.messages import Image, Message, Text, Tool
+from musespark.chat.messages import Image, Message, Text, Tool, ToolCall
 from musespark.chat.prompt import Prompt, PromptWriter
 from musespark.chat.tiles import TiledImage, load_tiles
 from musespark.chat.tokenizer import Tokenizer
@@ -28,8 +28,7 @@ Write values out; there are no variables. These are the functions:
 def render(messages: Sequence[Message], tokenizer: Tokenizer, *, tools: Sequence[Tool] = ()) -> Prompt:
     """The prompt that asks the assistant for its next turn.
 
-    Raises InvalidRequest for tool calls whose arguments are not a JSON object, or a tool whose schema is not JSON;
-    InvalidImage for a bad image.
+    Raises InvalidRequest for a tool whose schema is not JSON; InvalidImage for a bad image.
     """
     images = load_tiles([part.data for message in messages for part in message.content if isinstance(part, Image)])
     writer = _Writer(tokenizer, images)
@@ -78,10 +77,7 @@ class _Writer:
         self.prompt.control("<|python_start|>")
         self.prompt.parts(message.content, self._next_image)
         self.prompt.control("<|python_end|>")
-        written = [
-            f'{{"name": "{call.name}", "parameters": {_json(call_arguments(call))}}}' for call in message.tool_calls
-        ]
-        self.prompt.text("".join(written))
+        self.prompt.text("".join(_call(call) for call in message.tool_calls))
         self.prompt.control("<|eot|>")
 
     def _next_image(self) -> None:
@@ -99,6 +95,12 @@ def write_tiles(prompt: PromptWriter, image: TiledImage) -> None:
     prompt.control("<|image|>")
     prompt.rows(last)
     prompt.control("<|image_end|>")
+
+
+def _call(call: ToolCall) -> str:
+    arguments = call_arguments(call)
+    written = arguments if isinstance(arguments, str) else _json(arguments)
+    return f'{{"name": "{call.name}", "parameters": {written}}}'
 
 
 def _tool_block(tools: Sequence[Tool]) -> str:

@@ -27,7 +27,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the assistant made earlier. `arguments` is a JSON object, as text."""
+    """A call the assistant made earlier. `arguments` should be a JSON object, as text."""
 
     id: str
     name: str

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from musespark.chat.atem_calls import AtemCalls
+from musespark.chat.atem_tools import USER_RECIPIENTS
 from musespark.chat.deltas import Delta, Event, EventList, Kind, new_call_id
 from musespark.chat.dialect import Dialect
 from musespark.chat.families import muse_spark
@@ -26,7 +27,6 @@ __all__ = ["ChatParser", "Delta", "Kind"]
 _RECIPIENT = re.compile(r"(?:assistant)? ?to=(\S{1,128})")
 _RECIPIENT_SO_FAR = re.compile(r" ?(?:t(?:o(?:=\S{0,128})?)?)?")
 _HEADER_AT_END = re.compile(r" (?:t(?:o(?:=\S{0,128})?)?)?\Z")
-_USER = ("user", "commentary", "developer")
 
 
 class ChatParser:
@@ -85,10 +85,13 @@ class ChatParser:
         self._count(token_id)
         return self._events.take()
 
-    def finish(self) -> list[Event]:
-        """Say that no more tokens come: what was held back, if it was not a header. An open call stays open."""
+    def finish(self, *, whole: bool = False) -> list[Event]:
+        """Say that no more tokens come: what was held back, if it was not a header.
+
+        `whole` if the model ended its turn, with a stop token that was not pushed; else a call it was in stays open.
+        """
         self._read(self._stream.flush())
-        self._close_body(whole=False)
+        self._close_body(whole=whole)
         return self._events.take()
 
     def _read(self, text: str) -> None:
@@ -120,7 +123,7 @@ class ChatParser:
             return "reasoning" if self._dialect.thinks_without_recipient else "content"
         if recipient == "self":
             return "reasoning"
-        return "content" if recipient in _USER or not self._tools else "tool"
+        return "content" if recipient in USER_RECIPIENTS or not self._tools else "tool"
 
     def _close_body(self, *, whole: bool) -> None:
         if self._body is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
-from musespark.chat.atem_tools import invoke, recipients, tool_block
+from musespark.chat.atem_tools import check_names, invoke, recipients, tool_block
 from musespark.chat.dialect import Dialect
 from musespark.chat.families import muse_spark
 from musespark.chat.images import PatchedImage, load_images
@@ -38,9 +38,10 @@ def render(
     """The prompt that asks the assistant for its next turn.
 
     `today` is written where the settings ask for the date; None means the clock's date in UTC. Raises InvalidRequest
-    for an unknown effort, tool calls whose arguments are not a JSON object, a tool whose schema is not JSON, or a tool
-    result that names no call; InvalidImage for a bad image.
+    for an unknown effort, tool calls whose arguments are not a JSON object, a tool whose schema is not JSON or whose
+    name is taken, or a tool result that names no call; InvalidImage for a bad image.
     """
+    check_names(tools)
     directives = _Directives(dialect, choose_effort(reasoning_effort, settings), tools)
     images = load_images([part.data for message in messages for part in message.content if isinstance(part, Image)])
     writer = _Writer(tokenizer, dialect, images)

@@ -28,13 +28,11 @@ class Match:
 class Toolbox:
     """The tools offered with a request, found by the names that models write.
 
-    `match_leaf` also accepts a wrong namespace before a name that only one tool has. Off by default: a call to
-    something else should not become a call to this.
+    A wrong namespace is not guessed at: a call to something else should not become a call to this.
     """
 
-    def __init__(self, tools: Sequence[Tool], *, match_leaf: bool = False) -> None:
+    def __init__(self, tools: Sequence[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
-        self._match_leaf = match_leaf
 
     def __bool__(self) -> bool:
         return bool(self._tools)
@@ -51,9 +49,6 @@ class Toolbox:
         head, leaf = ".".join(parts[:-1]), parts[-1]
         if head in self._tools and leaf in _properties(self._tools[head]):
             return Match(self._tools[head], parameter=leaf)
-        same_leaf = [tool for tool in self._tools.values() if tool.name.rpartition(".")[2] == leaf]
-        if self._match_leaf and len(same_leaf) == 1:
-            return Match(same_leaf[0])
         return None
 
 

@@ -113,7 +113,7 @@ HOSTILE_LOADS = {
     "{% endfor %}",
     "a long sum": "{{ range(99999)|map('string')|join(',')|length }}{% for i in range(99999) %}"
     "{% set x = range(99999)|sum %}{% endfor %}",
-    "a power": "{{ (9 ** (9 ** 9)) % 7 }}",
+    "a power": "{% set n = namespace(x=9) %}{{ (n.x ** (n.x ** n.x)) % 7 }}",
     "a huge text": "{{ 'x' * 10 ** 10 }}",
     "a doubling text": "{% set n = namespace(t='xx') %}{% for i in range(60) %}{% set n.t = n.t + n.t %}{% endfor %}",
     "an endless output": "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
@@ -134,10 +134,10 @@ def test_nothing_a_template_does_takes_long_or_much(template: str) -> None:
 
 def test_a_template_that_loops_only_sometimes_serves_the_others() -> None:
     with sandbox(
-        "{% if loop %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}ok", 1
+        "{% if loop %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}ok", 2
     ) as made:
         assert made.render({"loop": False}, NOW) == "ok"
-        with pytest.raises(CheckpointError, match=r"folder/chat_template\.jinja was stopped: it runs longer than 1 s"):
+        with pytest.raises(CheckpointError, match=r"folder/chat_template\.jinja was stopped: it runs longer than 2 s"):
             made.render({"loop": True}, NOW)
         assert made.render({"loop": False}, NOW) == "ok"
 

@@ -239,9 +239,9 @@ NO_OBJECTS += ["[" * 50_000, '{"a":' * 5_000 + "1" + "}" * 5_000, '{"a": ' + "9"
 
 
 @pytest.mark.parametrize("arguments", NO_OBJECTS, ids=lambda arguments: arguments[:12])
-def test_arguments_that_are_not_an_object_are_refused(arguments: str) -> None:
-    with pytest.raises(InvalidRequest, match="'call_7' must be a JSON object"):
-        history(assistant("", tool_calls=(ToolCall("call_7", "f", arguments),)))
+def test_arguments_that_are_not_an_object_are_written_as_they_are(arguments: str) -> None:
+    text = history(assistant("", tool_calls=(ToolCall("call_7", "f", arguments),)))
+    assert f'<atem:invoke name="f">\n{arguments}\n</atem:invoke>' in text
 
 
 def test_the_name_of_a_tool_result() -> None:

@@ -289,6 +289,16 @@ def test_malformed_calls_are_read_as_they_are_meant(body: str) -> None:
         assert (result.reasoning, result.content, result.errors) == ("R", "", [])
 
 
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
+def test_a_stop_token_that_is_not_pushed_ends_a_call_as_one_that_is(body: str) -> None:
+    numbers = itertools.count()
+    parser = ChatParser(BYTES, tools=TOOLS, make_id=lambda: f"id{next(numbers)}")
+    spelled = f" to=read<|message|>{body}"
+    result = Turn([event for i in read(spelled) for event in parser.push(i)] + parser.finish(whole=True))
+    assert result == turn(spelled + "<|eot|>")
+    assert result.calls == [("read", {"filePath": "/a"})]
+
+
 def test_a_call_without_an_end_before_the_next_one() -> None:
     body = '<atem:invoke name="read">\n<atem:parameter name="limit">7</atem:parameter>\n<atem:invoke name="clock">\n'
     assert turn(f" to=read<|message|>{body}<|eot|>").calls == [("read", {"limit": 7}), ("clock", {})]

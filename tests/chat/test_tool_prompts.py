@@ -97,6 +97,20 @@ def test_a_schema_that_is_not_json_is_refused_by_name(bad: dict[str, Any]) -> No
     assert caught.value.param == "tools"
 
 
+@pytest.mark.parametrize("write", [spark, glimmer])
+@pytest.mark.parametrize("name", ["self", "user", "commentary", "developer"])
+def test_a_tool_named_like_somebody_else_is_refused(write: Any, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"can't be named '{name}'") as caught:
+        write(user("Hi"), tools=[WEATHER, Tool(name)])
+    assert caught.value.param == "tools"
+    assert f'"{name}.*"' in write(user("Hi"), tools=[Tool(f"{name}.get")])
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="two tools are named 'get_weather'"):
+        spark(user("Hi"), tools=[WEATHER, Tool("clock"), WEATHER])
+
+
 def test_glimmers_plain_question() -> None:
     assert glimmer(user("Hi")) == (
         "<|begin_of_text|><|start|>system<|message|>You are a helpful AI assistant.\nKnowledge cutoff: 2026-01-04.\n"
