@@ -38,8 +38,8 @@ def render(
     """The prompt that asks the assistant for its next turn.
 
     `today` is written where the settings ask for the date; None means the clock's date in UTC. Raises InvalidRequest
-    for an unknown effort, tool calls whose arguments are not a JSON object, a tool whose schema is not JSON or whose
-    name is taken, or a tool result that names no call; InvalidImage for a bad image.
+    for an unknown effort, a tool whose schema is not JSON or whose name is taken, or a tool result that names no call;
+    InvalidImage for a bad image.
     """
     check_names(tools)
     directives = _Directives(dialect, choose_effort(reasoning_effort, settings), tools)
