@@ -18,56 +18,12 @@ import re
 from collections.abc import Callable
 from typing import Literal
 
+from musespark.chat import atem_grammar as grammar
 from musespark.chat.deltas import EventList, ToolCallError, ToolCallStart
 from musespark.chat.messages import Tool
 from musespark.chat.tools import Toolbox, is_text, json_text, json_value
 
-MAX_NAME = 200  # characters of a name in a tag; a longer one is no tag
-_MAX_SPACE = 16  # between a closing tag and what shows that it is one
-
-_TAG = re.compile(
-    rf'<(/?)atem:(?:function_calls|(invoke|parameter)(?:\s{{1,4}}name="?([^"<>\n]{{1,{MAX_NAME}}})"?)?)\s{{0,4}}(?:>|(?=<))'
-)
-_OPEN_TAG_AT_END = re.compile(
-    rf'(?:</?atem:function_calls|</atem:(?:invoke|parameter)|<atem:(?:invoke|parameter)\s{{1,4}}name="?[^"<>\n]{{1,{MAX_NAME}}}"?)\Z'
-)
-_CLOSING_TAG_AT_END = re.compile(r"</atem:(?:invoke|parameter)\Z")
-_LONGEST_TAG = len('</atem:function_calls name="">') + MAX_NAME + 8
-_CLOSING_AT_END = re.compile(
-    r"(?:</atem:parameter>|\n?</atem:invoke>)(?:\s|</atem:\w{1,20}>)*(?:</(?:atem:\w{0,20})?)?\Z"
-)
-
-
-def _prefix_of(*literals: str) -> str:
-    """A pattern for any beginning of one of the literals, the empty one and the whole included."""
-    return "(?:" + "|".join("".join(f"(?:{re.escape(c)}" for c in text) + ")?" * len(text) for text in literals) + ")"
-
-
-_SPACE = rf"\s{{0,{_MAX_SPACE}}}"
-_AFTER_PARAMETER = (
-    "<atem:parameter ",
-    "<atem:invoke ",
-    "</atem:parameter>",
-    "</atem:invoke>",
-    "</atem:function_calls>",
-)
-_AFTER_INVOKE = ("<atem:invoke ", "</atem:function_calls>")
-_VALUE_END = re.compile(
-    rf"</atem:parameter>(?={_SPACE}(?:{'|'.join(_AFTER_PARAMETER)}))|\n?(?=</atem:invoke>{_SPACE}(?:{'|'.join(_AFTER_INVOKE)}))"
-)
-_COULD_BECOME_VALUE_END = re.compile(
-    rf"{_prefix_of('</atem:parameter>')}|</atem:parameter>{_SPACE}{_prefix_of(*_AFTER_PARAMETER)}"
-    rf"|{_prefix_of(chr(10) + '</atem:invoke>', '</atem:invoke>')}"
-    rf"|\n?</atem:invoke>{_SPACE}{_prefix_of(*_AFTER_INVOKE)}"
-)
-_COULD_BECOME_TAG = re.compile(
-    _prefix_of("<atem:function_calls>", "</atem:function_calls>", "</atem:invoke>", "</atem:parameter>")
-    + r"|</?atem:function_calls\s{0,4}|</atem:(?:invoke|parameter)\s{0,4}"
-    + f"|{_prefix_of('<atem:invoke', '<atem:parameter')}"
-    + rf"|<atem:(?:invoke|parameter)\s{{1,4}}{_prefix_of('name=')}"
-    + rf'|<atem:(?:invoke|parameter)\s{{1,4}}name="?[^"<>\n]{{0,{MAX_NAME}}}"?\s{{0,4}}'
-)
-_CLOSE_INVOKE = "</atem:invoke>"
+_CLOSE_CALL = "</atem:invoke>"
 
 
 class AtemCalls:
@@ -96,14 +52,14 @@ class AtemCalls:
 
     def mark(self) -> None:
         """A `<|message|>` inside the body: models write it for the end of a tag. Anywhere else it says nothing."""
-        tag = _CLOSING_TAG_AT_END if self._state in ("value", "unknown") else _OPEN_TAG_AT_END
+        tag = grammar.CLOSING_TAG_AT_END if self._state in ("value", "unknown") else grammar.OPEN_TAG_AT_END
         if tag.search(self._held):
             self.push(">")
 
     def end(self, *, whole: bool) -> None:
         """The body ends. A cut-off one (`whole` False) closes nothing: half a command must not pass for a command."""
         if self._state == "value":
-            if closing := _CLOSING_AT_END.search(self._held):
+            if closing := grammar.CLOSING_TAGS_AT_END.search(self._held):
                 self._add_to_value(self._held[: closing.start()])
                 self._close_value()
             else:
@@ -129,13 +85,13 @@ class AtemCalls:
         self._held = self._held[len(before) :]
         if not opening:
             return False
-        tag = _TAG.match(self._held)
+        tag = grammar.TAG.match(self._held)
         if tag:
             self._space, self._in_text = "", False
             raw, self._held = tag[0], self._held[tag.end() :]
             self._act(raw, closes=bool(tag[1]), kind=tag[2], name=tag[3])
             return True
-        if len(self._held) < _LONGEST_TAG and _COULD_BECOME_TAG.fullmatch(self._held):
+        if grammar.could_become_tag(self._held):
             return False
         self._text("<")
         self._held = self._held[1:]
@@ -154,22 +110,21 @@ class AtemCalls:
             self._open_call(raw, name or "")
 
     def _read_value(self) -> bool:
-        end = _VALUE_END.search(self._held)
+        end = grammar.VALUE_END.search(self._held)
         if end:
             self._add_to_value(self._held[: end.start()])
             self._held = self._held[end.end() :]
             self._close_value()
             return True
-        possible = (m.start() for m in re.finditer(r"<|\n(?=<|\Z)", self._held))
-        keep = next((at for at in possible if _COULD_BECOME_VALUE_END.fullmatch(self._held, at)), len(self._held))
-        self._add_to_value(self._held[:keep])
-        self._held = self._held[keep:]
+        certain = grammar.certain_length(self._held)
+        self._add_to_value(self._held[:certain])
+        self._held = self._held[certain:]
         return False
 
     def _skip(self) -> bool:
         """Past a call to no tool of ours."""
-        at = self._held.find(_CLOSE_INVOKE)
-        cut = len(self._held) - len(_CLOSE_INVOKE) + 1 if at < 0 else at + len(_CLOSE_INVOKE)
+        at = self._held.find(_CLOSE_CALL)
+        cut = len(self._held) - len(_CLOSE_CALL) + 1 if at < 0 else at + len(_CLOSE_CALL)
         self._value.append(self._held[: max(cut, 0)])
         self._held = self._held[max(cut, 0) :]
         if at >= 0:
