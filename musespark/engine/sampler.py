@@ -120,7 +120,9 @@ def penalise(
     """Lower the logits (V,) of tokens that appeared before, in place."""
     values = logits[seen]
     penalty = params.repetition_penalty
-    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    with np.errstate(over="ignore"):  # a tiny penalty makes infinities, whose differences would not be numbers
+        divided = np.minimum(values / penalty, np.finfo(np.float64).max)
+    logits[seen] = np.where(values > 0, divided, values * penalty)
     logits -= params.frequency_penalty * counts
     logits -= params.presence_penalty * (counts > 0)
 

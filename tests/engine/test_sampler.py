@@ -144,6 +144,14 @@ def test_tiniest_temperature_is_greedy() -> None:
     assert set(draw(logits, state, 20)) == {int(logits.argmax())}
 
 
+@pytest.mark.parametrize("fields", [{}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.5}, {"temperature": 0.0}], ids=str)
+def test_tiniest_repetition_penalty_prefers_what_was_seen(fields: dict[str, object]) -> None:
+    logits = some_logits(3)
+    logits[[5, 7]] = (20.0, 30.0)
+    state = SamplingState(params(repetition_penalty=5e-324, **fields), 0, [5], V)
+    assert set(draw(logits, state, 20)) == {5}
+
+
 def test_top_p_zero_keeps_the_most_likely() -> None:
     logits = some_logits(4)
     assert set(draw(logits, SamplingState(params(top_p=0.0), 0, [], V), 20)) == {int(logits.argmax())}
