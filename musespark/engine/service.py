@@ -23,6 +23,8 @@ from musespark.errors import EngineFailed, MuseSparkError, ShuttingDown
 
 log = logging.getLogger(__name__)
 
+SHUTTING_DOWN = "the server is shutting down; send the request again elsewhere or later"
+
 
 class _Stream:
     """What the engine's thread and one client share. All methods run in the client's event loop."""
@@ -161,7 +163,7 @@ class EngineService:
     # In the engine's thread
 
     def _run(self) -> None:
-        reason: MuseSparkError = ShuttingDown("the server is shutting down; send the request again elsewhere or later")
+        reason: MuseSparkError = ShuttingDown(SHUTTING_DOWN)
         try:
             self._serve()
         except Exception:
@@ -199,7 +201,7 @@ class EngineService:
             if self._stopped is not None:
                 raise type(self._stopped)(self._stopped.message)
             if self._drain_until_s is not None:
-                raise ShuttingDown("the server is shutting down; send the request again elsewhere or later")
+                raise ShuttingDown(SHUTTING_DOWN)
             self._engine.submit(stream.request)
         except MuseSparkError as error:
             self._tell(stream.loop, functools.partial(stream.refuse, error))

@@ -7,8 +7,9 @@ event loop nor the check of a key waits for somebody's large picture.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from musespark.chat.image_files import read_header
@@ -17,8 +18,8 @@ from musespark.chat.messages import Image
 from musespark.chat.templates import ChatSettings, Prompt, render
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
-from musespark.engine.service import EngineService, Generation
-from musespark.errors import ContextTooLong, InvalidRequest
+from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
+from musespark.errors import ContextTooLong, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
 from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ModelInfo, ReasoningDelta
 from musespark.providers.chat_output import ChatOutput
@@ -27,7 +28,7 @@ RENDER_THREADS = 2
 
 
 class LocalProvider:
-    """Answers from `service`, which the caller closes; `close` only ends the threads that render."""
+    """Answers from `service`, which the caller closes first; `close` only ends the threads that render."""
 
     def __init__(
         self,
@@ -44,12 +45,15 @@ class LocalProvider:
         self._defaults = defaults
         self._end_ids = tokenizer.stop_token_ids | frozenset(defaults.eos_token_ids)
         self._threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
+        self._closed = False
 
     @property
     def ready(self) -> bool:
         return self._service.ready
 
     async def chat(self, request: ChatRequest) -> LocalStream:
+        if self._closed:
+            raise ShuttingDown(SHUTTING_DOWN)
         loop = asyncio.get_running_loop()
         generation = self._service.generate(await loop.run_in_executor(self._threads, self._engine_request, request))
         try:
@@ -77,12 +81,15 @@ class LocalProvider:
         return numbers
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        """Returns at once. What is being rendered, or waits for it, is rendered, and then refused by the service."""
+        self._closed = True
+        self._threads.shutdown(wait=False)
 
     def _engine_request(self, request: ChatRequest) -> Request:
         """Raises InvalidRequest and its kinds. Cheap checks first, the images last."""
         self._sampling(request, max_tokens=1)
-        self._output(request, 0)
+        make_output = self._make_output(request)
+        make_output(0)
         self._check_image_sizes(request)
         try:
             prompt = render(
@@ -99,7 +106,7 @@ class LocalProvider:
             sampling=self._sampling(request, max_tokens=request.max_tokens or self._room_left(prompt)),
             salt=request.cache_salt,
             n=request.n,
-            make_output=lambda index: self._output(request, index),
+            make_output=make_output,
         )
 
     def _check_image_sizes(self, request: ChatRequest) -> None:
@@ -144,8 +151,10 @@ class LocalProvider:
             **given,
         )
 
-    def _output(self, request: ChatRequest, index: int) -> ChatOutput:
-        return ChatOutput(index, self._tokenizer, request.stop, logprobs=request.logprobs is not None)
+    def _make_output(self, request: ChatRequest) -> Callable[[int], ChatOutput]:
+        """Holds nothing else of the request: it lives as long as the answer, and the images as sent are large."""
+        logprobs = request.logprobs is not None
+        return functools.partial(ChatOutput, tokenizer=self._tokenizer, stop=request.stop, logprobs=logprobs)
 
 
 class LocalStream:

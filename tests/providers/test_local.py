@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import gc
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from musespark.engine.request import Usage
 from musespark.engine.service import EngineService
 from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest, Overloaded, ShuttingDown
 from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ReasoningDelta
-from musespark.providers.local import LocalProvider
+from musespark.providers.local import RENDER_THREADS, LocalProvider
 from tests.chat.image_samples import encoded, picture, png_header
 from tests.providers.talking import EOT, TOKENIZER, TalkingRunner, talking_engine, talking_provider
 
@@ -221,6 +223,19 @@ def test_a_full_queue_refuses_with_a_time_to_come_back() -> None:
     with_provider(test, runner, max_running=1, max_waiting=1)
 
 
+def test_an_admitted_request_no_longer_holds_what_was_sent() -> None:
+    """The API counts the bytes of a request only until it is admitted; an answer may take minutes after that."""
+
+    async def test(provider: LocalProvider) -> None:
+        stream = await provider.chat(conversation("count"))
+        await anext(stream)
+        gc.collect()
+        assert not any(isinstance(held, ChatRequest) for held in gc.get_objects())
+        await stream.aclose()
+
+    with_provider(test)
+
+
 def test_a_closed_engine_refuses_and_ends_what_runs() -> None:
     async def run() -> None:
         service = EngineService(talking_engine(TalkingRunner(delay_s=0.01)))
@@ -233,5 +248,33 @@ def test_a_closed_engine_refuses_and_ends_what_runs() -> None:
         with pytest.raises(ShuttingDown):
             await provider.chat(conversation("count"))
         provider.close()
+        with pytest.raises(ShuttingDown):
+            await provider.chat(conversation("count"))
+
+    asyncio.run(run())
+
+
+def test_closing_answers_also_those_whose_prompt_is_not_rendered_yet() -> None:
+    gate = threading.Event()
+
+    class Slow(tuple[Message, ...]):
+        """Takes as long to read as a large picture."""
+
+        def __iter__(self) -> Iterator[Message]:
+            assert gate.wait(10), "closing must not wait"
+            return iter([Message("user", (Text("say: hi"),))])
+
+    async def run() -> None:
+        service = EngineService(talking_engine(TalkingRunner()))
+        provider = talking_provider(service)
+        num_requests = 2 * RENDER_THREADS
+        requests = [conversation("", id=f"r{i}", messages=Slow()) for i in range(num_requests)]
+        tasks = [asyncio.create_task(provider.chat(request)) for request in requests]
+        await asyncio.sleep(0.05)
+        await service.close(0.0)
+        provider.close()
+        gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [ShuttingDown] * num_requests
 
     asyncio.run(run())
