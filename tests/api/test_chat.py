@@ -5,6 +5,7 @@ Shapes are those of OpenAI's specification 2.3.0; the SDK's own strict validatio
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -15,7 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
+from musespark.api.chat_request import ChatCompletionRequest
 from musespark.errors import EngineFailed
+from musespark.providers.base import ChatRequest
 from tests.api.world import LOG, World, asking, running_world
 
 
@@ -130,6 +133,18 @@ def test_metadata_comes_back_and_labels_go_to_the_log(world: World) -> None:
     assert json.loads(line)["user"] == "someone\n\x1b[31m"
     assert "\x1b" not in line
     assert json.loads(line)["safety_identifier"] == "abc"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_while_an_answer_is_written_nothing_holds_the_request_as_it_was_sent(tmp_path: Path, stream: bool) -> None:
+    """Its bytes are counted until it is admitted; the answer may take minutes after that."""
+    with running_world(tmp_path / "state", delay_s=0.01) as world:
+        asker = threading.Thread(target=world.ask, args=("count",), kwargs={"stream": stream, "max_tokens": 100})
+        asker.start()
+        world.wait_until(lambda: world.service.stats.num_generated_tokens_total > 10)
+        gc.collect()
+        assert not any(isinstance(held, ChatCompletionRequest | ChatRequest) for held in gc.get_objects())
+        asker.join()
 
 
 def test_a_seed_and_a_temperature_give_the_same_answer_again(world: World) -> None:

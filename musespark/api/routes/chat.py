@@ -43,8 +43,10 @@ async def create_chat_completion(request: Request) -> Response:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         stream = _stream(events, formatter, chat_request.n, include_usage, request)
         return sse.EventStream(stream, services.settings.ping_s, on_end=lambda: _end(chat, request))
+    metadata = asked.metadata
+    del asked, chat_request  # tens of megabytes with images, and nobody counts them any more
     try:
-        completion = await sse.while_connected(request.receive, formatter.whole(events, asked.metadata))
+        completion = await sse.while_connected(request.receive, formatter.whole(events, metadata))
     finally:
         await _end(chat, request)
     return Response(orjson.dumps(completion), media_type="application/json")
