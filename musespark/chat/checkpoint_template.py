@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from musespark.chat.atem_tools import call_arguments
-from musespark.chat.messages import Image, Message, Text, Tool
+from musespark.chat.messages import Image, Message, Text, Tool, ToolCall
 from musespark.chat.prompt import Prompt, PromptWriter
 from musespark.chat.template_sandbox import TemplateSandbox
 from musespark.chat.tokenizer import Tokenizer
@@ -173,7 +173,7 @@ def _describe(message: Message) -> dict[str, Any]:
             {
                 "id": _Said(call.id),
                 "type": "function",
-                "function": {"name": _Said(call.name), "arguments": _said(call_arguments(call))},
+                "function": {"name": _Said(call.name), "arguments": _said(_arguments(call))},
             }
             for call in message.tool_calls
         ]
@@ -182,6 +182,12 @@ def _describe(message: Message) -> dict[str, Any]:
     if message.name is not None:
         described["name"] = _Said(message.name)
     return described
+
+
+def _arguments(call: ToolCall) -> dict[str, Any]:
+    """An object whatever the model wrote: templates go through its items."""
+    arguments = call_arguments(call)
+    return {"arguments": arguments} if isinstance(arguments, str) else arguments
 
 
 def _describe_content(message: Message) -> str | list[dict[str, Any]]:

@@ -18,9 +18,10 @@ from typing import Any
 
 from musespark.errors import CheckpointError, InvalidRequest
 
-TIME_LIMIT_S = 10.0
+# Templates look up the call of every tool result among all calls: 4 s for 680 of each, beside a training run.
+TIME_LIMIT_S = 20.0
 LEAST_START_LIMIT_S = 5.0  # to start Python and compile the template: 60 ms where nothing else runs
-SECONDS_PER_CHARACTER = 1e-6  # of the conversation, on top: 10 s for one of 10 million
+SECONDS_PER_CHARACTER = 1e-6  # of the conversation, on top: 10 s more for one of 10 million
 MAX_TEMPLATE_CHARACTERS = 1_000_000
 OUTPUT_PER_INPUT = 4  # characters; templates add frames and schemas, they don't repeat the conversation
 OUTPUT_BASE = 1_000_000

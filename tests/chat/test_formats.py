@@ -114,6 +114,17 @@ def test_a_prompt_with_a_template_has_its_images(templated: tuple[str, ChatForma
     assert rows == [i for i, token_id in enumerate(prompt.token_ids) if token_id == patch]
 
 
+@pytest.mark.parametrize("arguments", ["", '{"city": "Par', "[1]", "null", "{'a': 1}", '{"a": NaN}', "<|eot|>"])
+def test_calls_with_broken_arguments_are_history_too(templated: tuple[str, ChatFormat], arguments: str) -> None:
+    """A client sends back what the model wrote; refusing it would end the conversation for good."""
+    model_type, chat_format = templated
+    broken = Message("assistant", (), tool_calls=(ToolCall("1", "f", arguments),))
+    for some_format in (chat_format, make_format(model_type, tokenizer_of(model_type))):
+        ids = some_format.render([user("Hi"), broken, user("Go on")], today=TODAY).token_ids
+        text = tokenizer_of(model_type).decode(ids)
+        assert arguments in text or json.dumps(arguments)[1:-1] in text
+
+
 def test_images_that_a_template_leaves_out_are_missed(tmp_path: Path) -> None:
     blind = "{% for m in messages %}{{ m.content if m.content is string }}{% endfor %}<|start|>assistant"
     with opened(tmp_path, "muse_spark", blind) as chat_format:
