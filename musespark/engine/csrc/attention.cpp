@@ -4,6 +4,16 @@
 
 namespace musespark {
 
+namespace {
+
+// Ask for memory that is needed in a microsecond. A page of the pool is a stranger to the processor's own prefetching, which
+// ends at each 4 KiB; without this, reading a long context waits for one line after the other.
+void prefetch(const std::byte* start, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(start + i, 0, 2);
+}
+
+}  // namespace
+
 AttentionScratch::AttentionScratch(const HeadPage& head)
     : head_(head),
       scores_(static_cast<size_t>(kQueryRows * kPageTokens)),
@@ -32,6 +42,7 @@ void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, co
         if (first >= end) continue;  // a gap between the windows of neighbouring queries
         const std::byte* page = pages.page(p);
 
+        prefetch(page + head_.key_bytes(), head_.bytes() - head_.key_bytes());
         GemmBlock score = {};
         score.rows = query_rows_.data() + first;
         score.num_rows = end - first;
@@ -53,6 +64,7 @@ void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, co
             if (!weights_.empty()) kernels.to_bfloat16(row, kPageTokens, &weights_[static_cast<size_t>(i * kPageTokens)], kPageTokens);
         }
 
+        if ((p + 1) * kPageTokens < queries[count - 1].end_key) prefetch(pages.page(p + 1), head_.key_bytes());
         GemmBlock sum = {};
         sum.rows = weight_rows_.data() + first;
         sum.num_rows = end - first;

@@ -37,7 +37,7 @@ public:
           num_layers_(num_layers),
           num_heads_(num_heads),
           num_pages_(num_pages),
-          memory_(checked_product({num_pages, page_bytes(head, num_layers, num_heads)})) {}
+          memory_(checked_product({num_pages, page_bytes(head, num_layers, num_heads)}), true) {}
 
     static int64_t page_bytes(HeadPage head, int64_t num_layers, int64_t num_heads) {
         return checked_product({num_layers, num_heads, head.bytes()});
