@@ -42,9 +42,10 @@ log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one runner, which the engine closes at the end.
 
-    `max_batch_tokens` bounds a step, `max_running` the choices in the batch, `max_waiting` the requests that wait.
-    `suppressed_token_ids` can never be sampled (image rows, padding, reserved ids). `image_cache_bytes` bounds the
-    encoded images that are kept. `clock` gives seconds.
+    `max_batch_tokens` bounds a step, `max_running` the choices in the batch, `max_waiting` the requests that wait,
+    `max_pixel_bytes` the images of all admitted requests together (one alone may have more), `image_cache_bytes` the
+    encoded images that are kept. `suppressed_token_ids` can never be sampled (image rows, padding, reserved ids).
+    `clock` gives seconds.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Engine:
         max_batch_tokens: int = 512,
         max_running: int = 16,
         max_waiting: int = 64,
+        max_pixel_bytes: int = 512 << 20,
         suppressed_token_ids: Iterable[int] = (),
         image_cache_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.monotonic,
@@ -71,6 +73,7 @@ class Engine:
         self._sampler = Sampler(suppressed)
         self._max_running = max_running
         self._max_waiting = max_waiting
+        self._max_pixel_bytes = max_pixel_bytes
         self._clock = clock
         self._states: dict[str, RequestState] = {}
         self._events: list[StepEvent] = []
@@ -97,7 +100,7 @@ class Engine:
             raise InvalidRequest(f"a request with the id {request.id!r} is running already")
         check_request(request, self._config)
         check_length(request, self._config, self._cache)
-        self._check_queue()
+        self._check_queue(request)
         state = RequestState(request, self._clock())
         self._arrivals += 1
         vocab_size = self._config.text.vocab_size
@@ -160,16 +163,20 @@ class Engine:
 
     # The parts of submit and step
 
-    def _check_queue(self) -> None:
-        """Raise Overloaded if as many requests wait as may, those apart that could start in the next step."""
+    def _check_queue(self, request: Request) -> None:
+        """Raise Overloaded if as many requests wait as may, those apart that could start in the next step, or if there
+        is no memory for the images of one more.
+        """
         free = self._max_running - len(self._scheduler.running)
-        if self._scheduler.num_waiting_requests < self._max_waiting + free:
+        admitted_bytes = sum(state.request.pixel_bytes for state in self._states.values())
+        if self._scheduler.num_waiting_requests >= self._max_waiting + free:
+            problem = f"{self._max_waiting} requests are waiting already, which is the limit"
+        elif request.images and admitted_bytes and admitted_bytes + request.pixel_bytes > self._max_pixel_bytes:
+            problem = f"the images of earlier requests fill the {self._max_pixel_bytes:,} bytes that there are for them"
+        else:
             return
         self._counters.overloaded += 1
-        raise Overloaded(
-            f"{self._max_waiting} requests are waiting already, which is the limit; try again later",
-            retry_after_ms=self._pace.retry_after_ms(self._max_waiting),
-        )
+        raise Overloaded(f"{problem}; try again later", retry_after_ms=self._pace.retry_after_ms(self._max_waiting))
 
     def _forward(self, chunks: list[Chunk]) -> Float32:
         """Logits (R, V) of the chunks that sample. A request whose image can't be encoded fails and leaves `chunks`."""

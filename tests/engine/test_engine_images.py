@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from musespark.engine.engine import Engine
-from musespark.engine.request import Usage
+from musespark.engine.request import Request, Usage
+from musespark.errors import Overloaded
 from tests.engine.driver import Driver, picture, prompt_of, request, run_alone
 from tests.fakes import HashRunner, hash_continuation
 
@@ -108,3 +109,26 @@ def test_preempted_image_is_computed_again() -> None:
     assert driver.engine.stats().num_preemptions_total > 0
     assert older.ids() == hash_continuation(prompt_of(60), 200)
     assert seen.ids() == hash_continuation(PROMPT, 150, images=(CAT, DOG), image_spans=SPANS)
+
+
+def test_pixels_that_wait_are_bounded_on_both_sides_and_text_is_not() -> None:
+    size_bytes = picture(4).patches.nbytes
+    driver = Driver(Engine(HashRunner(), max_pixel_bytes=2 * size_bytes))
+
+    def showing(num_tokens: int) -> Request:
+        prompt = [*prompt_of(3), *[IMAGE] * num_tokens, 50]
+        return request(prompt, 2, images=(picture(num_tokens, str(num_tokens)),), image_spans=((3, 3 + num_tokens),))
+
+    driver.submit(showing(4))
+    driver.submit(showing(4))
+    with pytest.raises(Overloaded) as refusal:
+        driver.submit(showing(1))
+    assert 100 <= refusal.value.retry_after_ms <= 60_000
+    assert driver.engine.stats().num_overloaded_total == 1
+    driver.submit(request(prompt_of(10), 2))
+    driver.run()
+    driver.submit(showing(9))  # alone it may be as large as the context allows
+    driver.run()
+    driver.submit(showing(1))
+    driver.run()
+    assert all(seen.reasons == {0: "length"} for seen in driver.seen.values())
