@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chat.spelling import LLAMA4_BYTES, read
-from chat.test_tool_calls import Turn
+from chat.turns import Turn
 from musespark.chat.deltas import Event, ToolCallArguments, ToolCallStart
 from musespark.chat.llama4_parser import Llama4Parser
 from musespark.chat.messages import Tool
