@@ -51,6 +51,7 @@ class NativeRunner:
         isa: Isa | None = None,
     ) -> None:
         """precision None: `default_precision(checkpoint)`."""
+        _require_supported(checkpoint.config)
         self.config: ModelConfig = checkpoint.config
         self.precision: Precision = default_precision(checkpoint) if precision is None else precision
         self.num_full_pages = num_full_pages
@@ -131,6 +132,11 @@ class NativeRunner:
             raise EngineFailed("the runner is closed")
 
 
+def _require_supported(config: ModelConfig) -> None:
+    if config.model_type != "muse_spark":
+        raise ConfigError(f"the native runner runs muse_spark checkpoints; this one is {config.model_type}")
+
+
 def _check_pages(config: ModelConfig, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
     for name, count in (("num_full_pages", num_full_pages), ("num_sliding_pages", num_sliding_pages)):
         if not 0 <= count < 2**31:
@@ -152,6 +158,7 @@ def default_precision(checkpoint: Checkpoint) -> Precision:
 
 def page_bytes(config: ModelConfig, precision: Precision) -> tuple[int, int]:
     """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group."""
+    _require_supported(config)
     full, sliding = _native.page_bytes(_text(config.text), precision)
     return full, sliding
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from musespark.engine.engine import Engine
-from musespark.model.network import MuseSpark
-from musespark.model.network.model import generate_greedy
+from musespark.model.network import MuseSpark, generate_greedy
 from tests.engine.driver import Driver, request, run_alone
 from tests.model.network.builders import IMAGE_TOKEN, picture, random_config, random_network
 from tests.native.runners import native, random_ids
