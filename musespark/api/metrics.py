@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from musespark.engine.request import Usage
@@ -18,8 +18,8 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300
 class Metrics:
     """The counters of one server, in a registry of their own, so that two servers in one process don't mix."""
 
-    def __init__(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """`gauges` gives the engine's state at the moment of a scrape, by name."""
+    def __init__(self, engine: Callable[[], Mapping[str, float]]) -> None:
+        """`engine` gives the engine's numbers at the moment of a scrape, by name; `…_total` only grow."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "musespark_http_requests", "Finished HTTP requests", ("method", "route", "status"), registry=self._registry
@@ -43,7 +43,7 @@ class Metrics:
             ("kind",),
             registry=self._registry,
         )
-        self._registry.register(_Gauges(gauges))
+        self._registry.register(_Engine(engine))
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """`route` is the template of the path, such as /v1/models/{model_id}, or "unmatched"."""
@@ -61,10 +61,11 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _Gauges(Collector):
-    def __init__(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        self._gauges = gauges
+class _Engine(Collector):
+    def __init__(self, numbers: Callable[[], Mapping[str, float]]) -> None:
+        self._numbers = numbers
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        for name, value in self._gauges().items():
-            yield GaugeMetricFamily(f"musespark_{name}", name.replace("_", " "), value=value)
+    def collect(self) -> Iterator[Metric]:
+        for name, value in self._numbers().items():
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            yield family(f"musespark_{name}", name.replace("_", " "), value=value)

@@ -48,6 +48,13 @@ def test_the_engine_shows_its_pages(world: World) -> None:
     assert values["musespark_engine_steps_total"] > 0
 
 
+def test_what_only_grows_is_a_counter_and_the_rest_a_gauge(world: World) -> None:
+    families = list(text_string_to_metric_families(world.client.get("/metrics").text))
+    kinds = {sample.name: family.type for family in families for sample in family.samples}
+    assert kinds["musespark_engine_steps_total"] == kinds["musespark_engine_overloaded_total"] == "counter"
+    assert kinds["musespark_engine_running_choices"] == kinds["musespark_kv_full_pages_free"] == "gauge"
+
+
 def test_what_clients_send_never_becomes_a_label(world: World) -> None:
     for i in range(5):
         world.client.get(f"/nothing/{i}")
