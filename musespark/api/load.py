@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from musespark.api.settings import MIB, MODEL_NAME, Settings
+from musespark.api.settings import MAX_BATCH_TOKENS, MIB, MODEL_NAME, Settings
 from musespark.chat.templates import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
@@ -22,7 +22,6 @@ from musespark.model.config import ModelConfig
 from musespark.providers.base import ModelInfo
 from musespark.providers.local import LocalProvider
 
-MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
 _SAYABLE = ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>", "<|end_of_text|>")  # control tokens of an answer
 
 

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from musespark.errors import ConfigError
 
 MIB = 1 << 20
+MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -41,13 +42,13 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bf16", "int8"] | None = Field(None, description="None: int8 if quantised, else bf16")
     threads: int | None = Field(None, ge=1, le=1024, description="of the native core; None: one per physical core")
     kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache")
-    max_running: int = Field(16, ge=1, le=1024, description="choices generated at the same time")
+    max_running: int = Field(16, ge=1, le=MAX_BATCH_TOKENS, description="choices generated at the same time")
     max_waiting: int = Field(64, ge=1, description="requests in the queue; beyond it 429")
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="longest request body; beyond it 413")
     body_timeout_s: float = Field(60.0, gt=0, description="for a client to send its body")
     ping_s: float = Field(15.0, gt=0, description="silence in a stream before a comment keeps it open")
-    drain_s: float = Field(30.0, ge=0, description="for running requests to finish after SIGTERM")
+    drain_s: float = Field(30.0, ge=0, le=86_400, description="for running requests to finish after SIGTERM")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="extra Host and Origin names accepted when listening on loopback, separated by commas"
     )

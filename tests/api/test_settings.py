@@ -55,6 +55,8 @@ def test_hosts_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
         ("MUSESPARK_MODEL_NAME", "a/b"),
         ("MUSESPARK_PRECISION", "fp4"),
         ("MUSESPARK_DRAIN_S", "-1"),
+        ("MUSESPARK_DRAIN_S", "inf"),
+        ("MUSESPARK_MAX_RUNNING", "513"),
         ("MUSESPARK_PING_S", "0"),
         ("MUSESPARK_MAX_BODY_BYTES", "1023"),
         ("MUSESPARK_OPEN_METRICS", "perhaps"),
