@@ -44,7 +44,7 @@ class Strict(BaseModel):
         return {
             name: value
             for name, value in data.items()
-            if name not in cls.empty_only or value not in (None, [], {}, False)
+            if name not in cls.empty_only or not (value is None or value is False or value in ([], {}))
         }
 
 
@@ -128,9 +128,11 @@ class AssistantMessage(Strict):
     empty_only = frozenset({"name", "refusal", "annotations", "audio", "function_call"})
 
     @model_validator(mode="after")
-    def _says_something(self) -> AssistantMessage:
+    def _says_one_thing(self) -> AssistantMessage:
         if self.content is None and not self.tool_calls:
             raise PydanticCustomError("empty_message", "needs content or tool_calls")
+        if None not in (self.reasoning, self.reasoning_content) and self.reasoning != self.reasoning_content:
+            raise PydanticCustomError("two_reasonings", "has reasoning and reasoning_content that differ; send one")
         return self
 
 

@@ -54,7 +54,7 @@ RepetitionPenalty = Annotated[float, *_range("repetition_penalty")]
 Bias = Annotated[float, Ge(-100), Le(100), AllowInfNan(False)]
 PositiveInt = Annotated[int, Ge(1), Le(LARGEST_INT)]
 TokenId = Annotated[int, Ge(0), Le(LARGEST_INT)]
-TokenIdText = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}$")]
+TokenIdText = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     Annotated[StopString, tag("text")] | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS), tag("list")],
@@ -214,14 +214,17 @@ def _explain(error: ErrorDetails) -> InvalidRequest:
 
 def _path(loc: tuple[int | str, ...], keep_last: bool) -> list[str]:
     """The steps to the field, without the names of union branches; the last step may be a name that a client chose."""
-    steps = [str(step) for step in loc]
+    steps = [_cut(str(step)) for step in loc]
     return [
         step for i, step in enumerate(steps) if not step.startswith(TAG_MARK) or (keep_last and i == len(steps) - 1)
     ]
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -170,6 +170,12 @@ def test_a_field_without_effect_is_refused_by_name(field: str, value: Any) -> No
     assert f"`{field}`" in error.message
 
 
+@pytest.mark.parametrize("value", [0, 0.0, ""])
+def test_a_zero_does_not_say_nothing(value: Any) -> None:
+    """In Python 0 equals False; in JSON it is another type."""
+    assert refusal(store=value).param == "store"
+
+
 def test_known_fields_that_say_nothing_are_accepted() -> None:
     assert understood(tools=[], functions=None, store=False, audio=None, prediction=None) == understood()
 
@@ -199,6 +205,23 @@ def test_logit_bias_has_limits() -> None:
         error = refusal(logit_bias=value)
         assert error.param is not None
         assert error.param.startswith("logit_bias")
+
+
+def test_a_token_is_biased_once() -> None:
+    """Two spellings of one id would leave one bias without effect."""
+    assert understood(logit_bias={"0": 1, "10": 2}).logit_bias == {0: 1.0, 10: 2.0}
+    for value in ({"5": 1, "05": -1}, {"00": 1}):
+        assert (refusal(logit_bias=value).param or "").startswith("logit_bias")
+
+
+def test_both_names_of_reasoning_must_agree() -> None:
+    def said(**reasoning: str | None) -> str | None:
+        (message,) = messages({"role": "assistant", "content": "c", **reasoning})
+        return message.reasoning
+
+    assert said(reasoning="a", reasoning_content="a") == said(reasoning=None, reasoning_content="a") == "a"
+    error = refusal(messages=[{"role": "assistant", "content": "c", "reasoning": "a", "reasoning_content": "b"}])
+    assert error.param == "messages.0"
 
 
 def test_labels_have_limits() -> None:
@@ -348,13 +371,18 @@ def test_detail_is_accepted_where_it_says_what_happens_anyway() -> None:
     assert error.param == "messages.0.content.0.image_url.detail"
 
 
-def test_an_error_never_repeats_a_long_value() -> None:
+def test_an_error_never_repeats_a_long_value_or_name() -> None:
     for fields in (
         {"messages": [{"role": "x" * 10_000, "content": "y"}]},
         {"n": 10**39},
         {"response_format": {"type": "z" * 9999}},
+        {"x" * 10_000: 1},
+        {"metadata": {"x" * 10_000: "y"}},
+        {"logit_bias": {"x" * 10_000: 1}},
     ):
-        assert len(refusal(**fields).message) < 300
+        error = refusal(**fields)
+        assert len(error.message) < 300
+        assert len(error.param or "") < 150
 
 
 def test_an_unsupported_field_beside_a_wrong_one_does_not_hide_it() -> None:
