@@ -17,7 +17,7 @@ from musespark.errors import EngineFailed
 from musespark.model.config import ModelConfig
 from musespark.model.network import MuseSpark
 from musespark.model.network.attention import Block
-from musespark.model.network.text import DecoderLayer
+from musespark.model.network.text import Layer
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
@@ -49,7 +49,7 @@ class ReferenceRunner:
             hidden[row] = torch.from_numpy(features.copy())[None, None]
         for index, (layer, kind) in enumerate(zip(model.layers, self.config.text.layer_types, strict=True)):
             pages = self.pages[index]
-            assert isinstance(layer, DecoderLayer)
+            assert isinstance(layer, Layer)
             queries = []
             for row, (position, tables) in enumerate(tokens):  # first all rows write their key and value
                 normed = layer.input_layernorm(hidden[row])

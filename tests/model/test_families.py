@@ -152,6 +152,7 @@ class TestLlama4:
     def test_a_model_without_chunked_layers_needs_no_chunk_size(self) -> None:
         config = llama4(layer_types=["full_attention"] * 4, attention_chunk_size=None)
         assert config.text.local_span == 0
+        assert config.to_dict()["text_config"]["attention_chunk_size"] == 8192  # transformers wants one all the same
         assert ModelConfig.from_dict(transformers_config(config).to_dict()) == config
 
     @pytest.mark.parametrize(

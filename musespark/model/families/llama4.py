@@ -115,9 +115,8 @@ def _text_from_dict(data: Mapping[str, Any]) -> TextConfig:
     uses_rope = flags({"no_rope_layers": given}, "no_rope_layers", where, by_interval)
     kinds = tuple("chunked_attention" if used else "full_attention" for used in uses_rope)
     values |= {"layer_uses_rope": uses_rope, "layer_types": choices(data, "layer_types", where, kinds, LAYER_TYPES)}
-    if "chunked_attention" not in values["layer_types"]:
-        values["attention_chunk_size"] = 0
-    elif "attention_chunk_size" in data and data["attention_chunk_size"] is None:
+    no_chunk_size = "attention_chunk_size" in data and data["attention_chunk_size"] is None
+    if no_chunk_size and "chunked_attention" in values["layer_types"]:
         raise ConfigError(f"{where}: attention_chunk_size is null, but layer_types has chunked_attention")
     config = TextConfig(**values, other_eos_token_ids=other_eos_token_ids(data, where))
     check_text(config)
@@ -172,7 +171,6 @@ def _text_to_dict(text: TextConfig) -> dict[str, Any]:
         "eos_token_id": eos_to_dict(text),
         "intermediate_size": text.moe_intermediate_size,
         "intermediate_size_mlp": text.intermediate_size,
-        "attention_chunk_size": text.attention_chunk_size or None,
         "use_qk_norm": text.use_qk_norm,
         "attn_temperature_tuning": text.attn_temperature_tuning,
         "rope_parameters": rope,

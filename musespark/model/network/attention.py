@@ -1,8 +1,9 @@
 """Which keys a query may see, and attention over them, in blocks of queries.
 
 A block of queries looks at one contiguous range of keys: everything up to its end on full layers, the window before
-it on sliding layers. So no mask is ever larger than block × range, a long sequence costs a sliding layer linear time,
-and packed documents need no padding. The plan is made once per forward pass and shared by all layers of a kind.
+it on sliding layers, its own chunk on chunked layers. So no mask is ever larger than block × range, a long sequence
+costs a sliding or chunked layer linear time, and packed documents need no padding. The plan is made once per forward
+pass and shared by all layers of a kind.
 """
 
 from __future__ import annotations
@@ -45,23 +46,30 @@ def plan_attention(
     segments: Tensor | None,
     device: torch.device,
     *,
+    chunk: int | None = None,
     block: int = QUERY_BLOCK,
 ) -> list[Block]:
     """Blocks that cover `num_queries` new tokens after `num_past` cached ones.
 
-    window: a query sees that many keys, itself included; None for all before it. segments (B, T) int64: document of
-    each token; a query sees only its own document. Segments and cached tokens exclude each other.
+    window: a query sees that many keys, itself included; None for all before it. chunk: a query sees the keys of its
+    own chunk of so many places, up to itself. segments (B, T) int64: document of each token; a query sees only its own
+    document. Segments exclude cached tokens and chunks, and a chunk excludes a window.
     """
-    assert segments is None or num_past == 0
+    assert segments is None or (num_past == 0 and chunk is None)
+    assert window is None or chunk is None
     if window is not None:
         block = min(block, max(window, SMALLEST_BLOCK))
     elif segments is None and num_past == 0:
         block = num_queries  # plain causal attention needs no mask, so no blocks either
     blocks: list[Block] = []
-    for start in range(0, num_queries, block):
-        end = min(start + block, num_queries)
-        end_key = num_past + end
+    end = 0
+    while end < num_queries:
+        start, end = end, min(end + block, num_queries)
         first_key = 0 if window is None else max(0, num_past + start - window + 1)
+        if chunk is not None:  # a block never crosses into the next chunk, so causality is all that is left to mask
+            first_key = (num_past + start) // chunk * chunk
+            end = min(end, first_key + chunk - num_past)
+        end_key = num_past + end
         num_keys = end_key - first_key
         inside = window is None or num_keys <= window  # then the window hides nothing that causality does not
         if segments is None and inside and (end - start == num_keys or end - start == 1):

@@ -7,9 +7,13 @@ the float32 oracle, a bf16 model, and a mixed-precision training step. Formulas:
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from musespark.model.config import RopeScaling
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
@@ -40,7 +44,7 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """The final norm: its weight is used as it is, unlike that of every norm inside the layers."""
+    """A norm whose weight is used as it is: every norm of Llama 4, and of the Muse families the final one only."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -101,10 +105,28 @@ def rotary_frequencies(head_dim: int, theta: float, device: torch.device) -> Ten
     return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
 
 
+def scale_frequencies(frequencies: Tensor, scaling: RopeScaling | None) -> Tensor:
+    """Llama 3 scaling: slow frequencies are divided by `factor`, fast ones stay, those between are mixed."""
+    if scaling is None:
+        return frequencies
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # within the original length
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    if low == high:  # Llama 4 Scout: a step, where the mix would divide by zero
+        return torch.where(turns < low, frequencies / scaling.factor, frequencies)
+    fast = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - fast) * frequencies / scaling.factor + fast * frequencies
+
+
+def rotate_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[2i], x[2i + 1]) of the last axis by its angle, as Llama 4 stores q and k; cos, sin (…, d/2)."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair (x[i], x[i + d/2]) of the last axis by its angle; cos and sin (…, d/2) broadcast against x.
 
-    The halves are the pairs, as Hugging Face stores q and k; native Meta weights pair neighbours instead.
+    The halves are the pairs, as Hugging Face stores q and k of the Muse families; native Meta weights pair neighbours.
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

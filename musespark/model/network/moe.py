@@ -123,11 +123,11 @@ class MixtureOfExperts(nn.Module):
 class DenseMLP(nn.Module):
     """SwiGLU without a router; `mlp_layer_types` may put it into any layer."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, None]:
         return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden)), None

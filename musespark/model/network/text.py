@@ -1,6 +1,7 @@
-"""The text stack of muse_spark: gated attention, residual gates, the decoder layers and the key-value cache.
+"""The text stack: what all families share of it, and the layers of muse_spark with gated attention and residual gates.
 
-Experts are in `moe.py`, masks in `attention.py`, the head in `model.py`. Source: transformers 5.23 `muse_spark`;
+Experts are in `moe.py`, masks in `attention.py`, the head in `model.py`; `glimmer.py` and `llama4.py` hold the layers
+of the other families. Source: transformers 5.23 `muse_spark`;
 names of modules and parameters are those of its checkpoints.
 
 Letters: B batch, T tokens, D hidden width, H query heads, K key-value heads, d head width.
@@ -8,10 +9,12 @@ Letters: B batch, T tokens, D hidden width, H query heads, K key-value heads, d 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from musespark.model.config import TextConfig
+from musespark.model.config import LayerType, TextConfig
 from musespark.model.network.attention import Block, attend, plan_attention
 from musespark.model.network.layers import (
     CenteredRMSNorm,
@@ -24,6 +27,9 @@ from musespark.model.network.layers import (
     rotate,
 )
 from musespark.model.network.moe import DenseMLP, MixtureOfExperts, Routing
+
+# What a layer needs to know of the positions: cos and sin (B or 1, 1, T, d/2); Llama 4 adds the temperature of queries.
+Rotary = tuple[Tensor, ...]
 
 
 class KVCache:
@@ -46,35 +52,63 @@ class KVCache:
         return k, v
 
 
-class Attention(nn.Module):
-    """Grouped-query attention with normed q and k, a norm per output head, and a sigmoid gate before `o_proj`."""
+class GroupedQueryAttention(nn.Module):
+    """The projections, in steps that a runner with pages of its own can take apart: project, keep, combine.
 
-    def __init__(self, config: TextConfig, layer: int) -> None:
+    What happens to q and k before they meet, and to the result after, is the family's: `project` and `combine`.
+    """
+
+    def __init__(self, config: TextConfig, layer: int, *, gated: bool) -> None:
         super().__init__()
         width, head_dim = config.hidden_size, config.head_dim
         self.layer = layer
         self.head_dim = head_dim
         self.eps = config.rms_norm_eps
-        self.qk_scale_factor = config.qk_scale_factor
         self.uses_rope = config.layer_uses_rope[layer]
         self.q_proj = Linear(width, config.num_attention_heads * head_dim, bias=False)
         self.k_proj = Linear(width, config.num_key_value_heads * head_dim, bias=False)
         self.v_proj = Linear(width, config.num_key_value_heads * head_dim, bias=False)
-        self.gate_proj = Linear(width, config.num_attention_heads * head_dim, bias=False)
+        if gated:
+            self.gate_proj = Linear(width, config.num_attention_heads * head_dim, bias=False)
         self.o_proj = Linear(config.num_attention_heads * head_dim, width, bias=False)
 
-    def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
-    ) -> Tensor:
-        """hidden (B, T, D) -> (B, T, D). rotary: cos and sin (B or 1, 1, T, d/2)."""
+    def forward(self, hidden: Tensor, rotary: Rotary, plan: list[Block], cache: KVCache | None) -> Tensor:
+        """hidden (B, T, D) -> (B, T, D)."""
         q, k, v = self.project(hidden, rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         return self.combine(hidden, q, k, v, plan)
 
-    def project(self, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, H, T, d), k and v (B, K, T, d), ready to attend and to keep."""
-        q, k, v = (self._heads(proj(hidden)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        raise NotImplementedError
+
+    def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
+        """Attend with q to all the keys k and values v that `plan` speaks of, then project: (B, T, D)."""
+        raise NotImplementedError
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
+        """(B, T, H, d)."""
+        return attend(q, k, v, plan, self.head_dim**-0.5).transpose(1, 2)
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden (B, T, D) -> q (B, H, T, d), k and v (B, K, T, d) as projected."""
+        q, k, v = (
+            proj(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return q, k, v
+
+
+class Attention(GroupedQueryAttention):
+    """With normed q and k, a norm per output head, and a sigmoid gate before `o_proj`."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__(config, layer, gated=True)
+        self.qk_scale_factor = config.qk_scale_factor
+
+    def project(self, hidden: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.heads(hidden)
         dtype = v.dtype
         q = rms_norm(q, self.eps) * self.qk_scale_factor
         k = rms_norm(k, self.eps)
@@ -83,16 +117,27 @@ class Attention(nn.Module):
         return q.to(dtype), k.to(dtype), v
 
     def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
-        """Attend with q to all the keys k and values v that `plan` speaks of, then gate and project: (B, T, D)."""
-        out = attend(q, k, v, plan, self.head_dim**-0.5).transpose(1, 2)  # (B, T, H, d)
-        out = rms_norm(out, self.eps).flatten(2) * torch.sigmoid(self.gate_proj(hidden).float())
-        return self.o_proj(out)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H or K, T, d)
+        out = rms_norm(self.attend(q, k, v, plan), self.eps)
+        return self.o_proj(out.flatten(2) * torch.sigmoid(self.gate_proj(hidden).float()))
 
 
-class DecoderLayer(nn.Module):
+class Layer(nn.Module):
+    """A decoder layer of any family: `join` is what it does with the output of its attention."""
+
+    input_layernorm: nn.Module
+    self_attn: GroupedQueryAttention
+
+    def forward(
+        self, hidden: Tensor, rotary: Rotary, plan: list[Block], cache: KVCache | None
+    ) -> tuple[Tensor, Routing | None]:
+        return self.join(hidden, self.self_attn(self.input_layernorm(hidden), rotary, plan, cache))
+
+    def join(self, hidden: Tensor, branch: Tensor) -> tuple[Tensor, Routing | None]:
+        """The layer from the output of its attention, `branch`, on. Both (B, T, D)."""
+        raise NotImplementedError
+
+
+class DecoderLayer(Layer):
     """Attention, then experts: each between a norm before and a norm after, joined to the stream by a learned gate."""
 
     def __init__(self, config: TextConfig, layer: int) -> None:
@@ -103,17 +148,12 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config, layer)
         self.post_attention_residual_gate = ResidualGate(width, config.residual_gate_temperature)
         self.pre_feedforward_layernorm = CenteredRMSNorm(width, config.rms_norm_eps)
-        self.mlp = MixtureOfExperts(config) if config.mlp_layer_types[layer] == "sparse" else DenseMLP(config)
+        is_sparse = config.mlp_layer_types[layer] == "sparse"
+        self.mlp = MixtureOfExperts(config) if is_sparse else DenseMLP(width, config.intermediate_size)
         self.post_feedforward_layernorm = InputScaledRMSNorm(width, config.post_norm_eps)
         self.post_feedforward_residual_gate = ResidualGate(width, config.residual_gate_temperature)
 
-    def forward(
-        self, hidden: Tensor, rotary: tuple[Tensor, Tensor], plan: list[Block], cache: KVCache | None
-    ) -> tuple[Tensor, Routing | None]:
-        return self.join(hidden, self.self_attn(self.input_layernorm(hidden), rotary, plan, cache))
-
     def join(self, hidden: Tensor, branch: Tensor) -> tuple[Tensor, Routing | None]:
-        """The layer from the output of its attention, `branch`, on. Both (B, T, D)."""
         # The norm after attention has no weight, hence no tensor in a checkpoint.
         hidden = self.post_attention_residual_gate(hidden, rms_norm(branch, self.post_norm_eps))
         branch, routing = self.mlp(self.pre_feedforward_layernorm(hidden))
@@ -123,18 +163,20 @@ class DecoderLayer(nn.Module):
 class TextModel(nn.Module):
     """Embedding to final norm. `embed` and `forward` are apart so that image features can replace rows between them."""
 
+    layer_class: Callable[[TextConfig, int], Layer] = DecoderLayer
+
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(type(self).layer_class(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """token_ids (B, T) int64 -> (B, T, D) float32, each row of unit mean square."""
         return rms_norm(self.embed_tokens(token_ids), self.config.rms_norm_eps)
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor) -> Rotary:
         """cos and sin (B or 1, 1, T, d/2) float32 for positions (B or 1, T)."""
         frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta, positions.device)
         angles = (positions[..., None].float() * frequencies)[:, None]
@@ -161,9 +203,8 @@ class TextModel(nn.Module):
         if positions is None:
             positions = torch.arange(num_past, num_past + num_tokens, device=hidden.device)[None]
         rotary = self.rotary(positions)
-        windows = {"full_attention": None, "sliding_attention": config.sliding_window}
         plans = {
-            kind: plan_attention(num_tokens, num_past, windows[kind], segments, hidden.device)
+            kind: self._plan(kind, num_tokens, num_past, positions, segments)
             for kind in sorted(set(config.layer_types))
         }
         routings = []
@@ -174,3 +215,13 @@ class TextModel(nn.Module):
         if cache is not None:
             cache.num_tokens += num_tokens
         return self.norm(hidden), routings
+
+    def _plan(
+        self, kind: LayerType, num_tokens: int, num_past: int, positions: Tensor, segments: Tensor | None
+    ) -> list[Block]:
+        window = self.config.sliding_window if kind == "sliding_attention" else None
+        chunk = self.config.attention_chunk_size if kind == "chunked_attention" else None
+        if chunk is not None and segments is not None:
+            # Documents have chunks of their own: each is one more document.
+            segments, chunk = (segments << 32) + positions // chunk, None
+        return plan_attention(num_tokens, num_past, window, segments, positions.device, chunk=chunk)

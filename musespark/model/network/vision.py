@@ -1,7 +1,8 @@
 """The image tower: patches of any grid -> one feature per 2×2 patches, in the width of the text stack.
 
 All images of a call are packed into one run of patches; only attention splits them. Source: transformers 5.23
-`muse_spark` (the tower is the one of `muse_glimmer`). Still images only: both frames of a patch are the same picture.
+`muse_spark`; the tower of `muse_glimmer` differs in `pos_emb_order` only. Still images only: both frames of a patch are
+the same picture.
 
 Letters: P patches, C tower width, D text width.
 """
@@ -9,27 +10,29 @@ Letters: P patches, C tower width, D text width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from musespark.model.config import ModelConfig, VisionConfig
+from musespark.model.config import ModelConfig, TileVisionConfig, VisionConfig
 from musespark.model.network.layers import LayerNorm, Linear, compute_dtype, rms_norm, rotary_frequencies, rotate
 
 Grid = tuple[int, int]  # rows and columns of an image, in patches
 
 
-def resample_table(table: Tensor, grid: Grid) -> Tensor:
+def resample_table(table: Tensor, grid: Grid, order: Literal["xy", "ij"] = "xy") -> Tensor:
     """Position embeddings for a grid: the square table (side², C), sampled bilinearly -> (rows·columns, C) float32.
 
-    Samples outside the table count as zero, so the border of grids beyond the table's side fades. Patch n is given the
-    sample at row n // rows, column n % rows of a columns × rows grid. For square grids that is its own place; for
-    others a scramble, and the one that the published weights were trained with: the reference swaps the axes.
+    Samples outside the table count as zero, so the border of grids beyond the table's side fades. In order "ij" patch
+    n is given the sample of its own place. In order "xy", which is Muse Spark's, it is given the one at row n // rows,
+    column n % rows of a columns × rows grid. For square grids that is its own place too; for others a scramble, and the
+    one that the published weights were trained with: the reference swaps the axes.
     """
     side = int(table.shape[0] ** 0.5)
-    rows, columns = grid
-    weights = [_bilinear(n, side, table.device) for n in (columns, rows)]  # (columns, side), (rows, side)
+    grid = grid if order == "ij" else (grid[1], grid[0])
+    weights = [_bilinear(n, side, table.device) for n in grid]
     square = table.float().view(side, side, -1)
     return torch.einsum("ir,jc,rcd->ijd", *weights, square).flatten(0, 1)
 
@@ -59,6 +62,7 @@ def merge_cells(hidden: Tensor, grid: Grid, merge_size: int) -> Tensor:
 class PatchEmbedder(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.order = config.pos_emb_order
         frame = 3 * config.patch_size**2
         self.patch_embedding = Linear(config.patch_temporal * frame, config.hidden_size, bias=False)
         self.position_embedding_table = nn.Embedding(config.pos_emb_height * config.pos_emb_width, config.hidden_size)
@@ -69,7 +73,7 @@ class PatchEmbedder(nn.Module):
         weight = first + second  # the frame is shown twice
         embedded = F.linear(patches.to(compute_dtype(weight)), weight).float()
         table = self.position_embedding_table.weight
-        return embedded + torch.cat([resample_table(table, grid) for grid in grids])
+        return embedded + torch.cat([resample_table(table, grid, self.order) for grid in grids])
 
 
 class VisionAttention(nn.Module):
@@ -99,7 +103,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class VisionMLP(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig | TileVisionConfig) -> None:
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
