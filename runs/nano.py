@@ -68,5 +68,5 @@ def recipe() -> Recipe:
         rows_per_step=16,
         rows_per_forward=8,
         compile=True,
-        time_limit_s=92 * 60,
+        time_limit_s=98 * 60,
     )

@@ -5,6 +5,7 @@ A state is written beside the old one and then renamed over it, so that a run ki
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -26,7 +27,7 @@ def save_state(
     out.mkdir(parents=True, exist_ok=True)
     partial = out / f"{STATE}.partial"
     state = {
-        "config": repr(recipe.config),
+        "config": _described(recipe),
         "network": network.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "progress": progress.to_dict(),
@@ -49,9 +50,14 @@ def load_state(
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from None
-    if state["config"] != repr(recipe.config):
+    if state["config"] != _described(recipe):
         raise CheckpointError(f"{path} was written for another model configuration; choose another --out")
     network.load_state_dict(state["network"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     return Progress(**state["progress"])
+
+
+def _described(recipe: Recipe) -> str:
+    """The model's config.json: it outlives changes of the classes that read it."""
+    return json.dumps(recipe.config.to_dict(), sort_keys=True)

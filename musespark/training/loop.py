@@ -20,7 +20,7 @@ from musespark.model.network import MuseSpark
 from musespark.training.batch import Batch, make_batches
 from musespark.training.checkpoints import load_state, save_state
 from musespark.training.forward import Decoder, embed
-from musespark.training.name_loss import contrast
+from musespark.training.name_loss import contrast, spread
 from musespark.training.optimizer import build_optimizers
 from musespark.training.plan import Plan
 from musespark.training.progress import Progress
@@ -65,6 +65,7 @@ class Trainer:
             embedding_lr=recipe.embedding_lr,
             scalar_lr=recipe.scalar_lr,
             router_lr=recipe.router_lr,
+            vision_lr_scale=recipe.vision_lr_scale,
             weight_decay=recipe.weight_decay,
         )
         self.decoder = Decoder(recipe.config.text, compile=recipe.compile)
@@ -147,12 +148,9 @@ class Trainer:
 
     def _name_loss(self, weights: Mapping[str, Tensor], features: list[Tensor], batch: Batch) -> Tensor:
         """See `name_loss`; the head is used and not changed."""
-        pooled = torch.stack([cells.mean(0) for cells in features])
-        head = weights["lm_head.weight"].detach()
-        rows = pooled.index_select(0, batch.named_images).to(head.dtype)
-        predict = self.decoder.loss({"lm_head.weight": head}, rows, batch.name_tokens) / max(len(rows), 1)
-        tell_apart = contrast(pooled.float(), head.float(), batch.named_images, batch.name_tokens)
-        return 0.2 * predict + tell_apart
+        pooled = torch.stack([cells.mean(0) for cells in features]).float()
+        head = weights["lm_head.weight"].detach().float()
+        return contrast(pooled, head, batch.named_images, batch.name_tokens) + spread(pooled)
 
     def _cast(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
         return {

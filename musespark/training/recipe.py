@@ -59,6 +59,7 @@ class Recipe:
     clip_norm: float = 1.0
     router_bias_rate: float = 1e-2  # 1e-3 is for runs of many thousand steps
     router_z_loss: float = 1e-4
+    vision_lr_scale: float = 0.25  # a few dozen pictures a step: at the full rate the tower is shaken, not taught
     image_name_loss: float = 0.1  # weight of `name_loss`, which reaches the vision tower only
     seed: int = 1
     time_limit_s: float | None = None  # phases are cut so that the run ends in time

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from musespark.training.name_loss import contrast
+from musespark.training.name_loss import SPREAD_FLOOR, contrast, spread
 
 HEAD = torch.eye(6)
 NAMES = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])  # three pictures, one token each
@@ -31,3 +31,9 @@ def test_pictures_with_equal_answers_are_not_told_apart() -> None:
 
 def test_one_picture_alone_costs_nothing() -> None:
     assert contrast(HEAD[3:4], HEAD, torch.tensor([0]), torch.tensor([3])).item() == 0.0
+
+
+def test_a_batch_without_spread_pays_the_whole_floor_and_a_spread_one_nothing() -> None:
+    assert spread(torch.ones(5, 6)).item() == pytest.approx(SPREAD_FLOOR, abs=2e-3)
+    assert spread(torch.randn(50, 6, generator=torch.Generator().manual_seed(0))).item() == 0.0
+    assert spread(torch.ones(1, 6)).item() == 0.0

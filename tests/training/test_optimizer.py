@@ -33,12 +33,12 @@ def test_each_expert_of_a_stack_is_updated_as_if_it_were_alone() -> None:
 def test_every_parameter_has_exactly_one_optimiser_and_muon_takes_only_hidden_matrices() -> None:
     network = MuseSpark(preset("toy"))
     muon, adam = build_optimizers(
-        network, matrix_lr=1.0, embedding_lr=1.0, scalar_lr=1.0, router_lr=1.0, weight_decay=0.0
+        network, matrix_lr=1.0, embedding_lr=1.0, scalar_lr=1.0, router_lr=1.0, vision_lr_scale=0.5, weight_decay=0.0
     )
     ids = [id(p) for optimizer in (muon, adam) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in network.parameters())
     names = {id(p): name for name, p in network.named_parameters()}
-    matrices = {names[id(p)] for p in muon.param_groups[0]["params"]}
+    matrices = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     assert "model.language_model.layers.0.mlp.experts.gate_up_proj" in matrices
     assert "model.language_model.layers.1.self_attn.o_proj.weight" in matrices
     for kept_out in (
