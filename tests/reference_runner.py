@@ -1,5 +1,6 @@
 """The obvious runner: one token at a time through the torch network in float32, keys and values in pages.
 
+Any family: chunked layers keep their pages in the group of sliding ones, and need those of the current chunk only.
 The oracle for the engine and for the native runner. Since every token runs alone, its logits cannot depend on the
 batch or on chunking, bit for bit. Pages start as NaN, so reading one that was never written shows in the logits.
 """
@@ -15,7 +16,7 @@ from torch import Tensor
 from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32
 from musespark.errors import EngineFailed
 from musespark.model.config import ModelConfig
-from musespark.model.network import MuseSpark
+from musespark.model.network import Network
 from musespark.model.network.attention import Block
 from musespark.model.network.text import Layer
 
@@ -26,13 +27,17 @@ if TYPE_CHECKING:
 class ReferenceRunner:
     """Implements `musespark.engine.runner.Runner`. Slow on purpose: about one millisecond per token and layer."""
 
-    def __init__(self, network: MuseSpark, *, num_full_pages: int, num_sliding_pages: int) -> None:
+    def __init__(self, network: Network, *, num_full_pages: int, num_sliding_pages: int) -> None:
         self.config: ModelConfig = network.config
         self.num_full_pages = num_full_pages
         self.num_sliding_pages = num_sliding_pages
         self.network = network
         text = self.config.text
-        num_pages = {"full_attention": num_full_pages, "sliding_attention": num_sliding_pages}
+        num_pages = {
+            "full_attention": num_full_pages,
+            "sliding_attention": num_sliding_pages,
+            "chunked_attention": num_sliding_pages,
+        }
         self.pages = [  # per layer: (pages, k and v, tokens of the page, K, d)
             torch.full((num_pages[kind], 2, PAGE_SIZE, text.num_key_value_heads, text.head_dim), torch.nan)
             for kind in text.layer_types
@@ -42,7 +47,7 @@ class ReferenceRunner:
     @torch.no_grad()
     def forward(self, batch: Batch) -> Float32:
         self._check_open()
-        model = self.network.model.language_model
+        model = self.network.text_model
         tokens = self._tokens(batch)
         hidden = [model.embed(torch.tensor([[int(token)]])) for token in batch.token_ids]  # N of (1, 1, D)
         for row, features in zip(batch.embed_rows, batch.embeds, strict=True):
@@ -84,15 +89,24 @@ class ReferenceRunner:
         """Position and block tables of every row."""
         tokens: list[tuple[int, dict[str, np.ndarray]]] = []
         for s, (start, end) in enumerate(zip(batch.query_start, batch.query_start[1:], strict=False)):
-            tables = {"full_attention": batch.full_block_table[s], "sliding_attention": batch.sliding_block_table[s]}
+            tables = {
+                "full_attention": batch.full_block_table[s],
+                "sliding_attention": batch.sliding_block_table[s],
+                "chunked_attention": batch.sliding_block_table[s],
+            }
             tokens += [(int(position), tables) for position in batch.positions[start:end]]
         assert len(tokens) == len(batch.token_ids)
         return tokens
 
     def _gather(self, pages: Tensor, table: np.ndarray, position: int, kind: str) -> tuple[Tensor, Tensor]:
         """Keys and values (1, K, visible, d) that a query at `position` sees, itself included."""
-        window = position + 1 if kind == "full_attention" else self.config.text.sliding_window
-        page, slot = _slots(table, np.arange(max(0, position - window + 1), position + 1))
+        text = self.config.text
+        first = {
+            "full_attention": 0,
+            "sliding_attention": max(0, position - text.sliding_window + 1),
+            "chunked_attention": position - position % max(1, text.attention_chunk_size),
+        }[kind]
+        page, slot = _slots(table, np.arange(first, position + 1))
         kv = pages[page, :, slot].permute(1, 2, 0, 3).contiguous()  # from (visible, 2, K, d) to (2, K, visible, d)
         return kv[0][None], kv[1][None]
 

@@ -10,6 +10,7 @@ from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch
 from musespark.errors import EngineFailed
 from musespark.model.network import MuseSpark
 from tests.model.network.builders import IMAGE_TOKEN, picture, random_config, random_network
+from tests.model.network.families import glimmer_config, llama4_config, random_glimmer, random_llama4
 from tests.reference_runner import ReferenceRunner
 
 WINDOW = 70
@@ -54,6 +55,38 @@ def test_pages_in_any_order_give_the_logits_of_the_network(network: MuseSpark) -
     # From position 133 on nothing before 64 is seen: its sliding page may go to somebody else.
     third = runner.forward(batch_of([(ids[133:], 133, [4, 1, 0], [NO_PAGE, 0, 1])]))
     assert np.abs(np.concatenate([first, second, third]) - expected).max() < 1e-4
+
+
+def test_glimmer_runs_in_pages_too() -> None:
+    network = random_glimmer(glimmer_config(3, sliding_window=WINDOW))
+    ids = np.random.default_rng(0).integers(12, 90, 90).tolist()
+    with torch.no_grad():
+        expected = network(torch.tensor([ids]))[0].numpy()
+    runner = ReferenceRunner(network, num_full_pages=2, num_sliding_pages=2)
+    logits = [
+        runner.forward(batch_of([(ids[:50], 0, [1], [0])])),
+        runner.forward(batch_of([(ids[50:], 50, [1, 0], [0, 1])])),
+    ]
+    assert np.abs(np.concatenate(logits) - expected).max() < 1e-4
+
+
+def test_chunked_layers_keep_the_pages_of_their_chunk_in_the_sliding_group() -> None:
+    network = random_llama4(llama4_config(4, num_hidden_layers=4, attention_chunk_size=100, no_rope_layers=None))
+    ids = np.random.default_rng(0).integers(12, 90, 205).tolist()
+    with torch.no_grad():
+        expected = network(torch.tensor([ids]))[0].numpy()
+    runner = ReferenceRunner(network, num_full_pages=4, num_sliding_pages=3)
+    logits = [
+        runner.forward(batch_of([(ids[:90], 0, [3, 1], [2, 0])])),
+        # From position 100 on page 0 is not seen any more, but page 1 still is: 100 lies in the middle of it.
+        runner.forward(batch_of([(ids[90:100], 90, [3, 1], [2, 0])])),
+        runner.forward(batch_of([(ids[100:190], 100, [3, 1, 2], [NO_PAGE, 0, 2])])),
+        runner.forward(batch_of([(ids[190:192], 190, [3, 1, 2], [NO_PAGE, 0, 2])])),
+        # The third chunk begins in page 3, so that one is all it needs.
+        runner.forward(batch_of([(ids[192:200], 192, [3, 1, 2, 0], [NO_PAGE, 0, 2, 1])])),
+        runner.forward(batch_of([(ids[200:], 200, [3, 1, 2, 0], [NO_PAGE, NO_PAGE, NO_PAGE, 1])])),
+    ]
+    assert np.abs(np.concatenate(logits) - expected).max() < 1e-4
 
 
 def test_logits_do_not_depend_on_neighbours_or_chunks_bit_for_bit(network: MuseSpark) -> None:
