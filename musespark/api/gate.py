@@ -23,7 +23,14 @@ from musespark.accounts.verify import Identity
 from musespark.api.errors import error_response
 from musespark.api.logs import describe
 from musespark.api.metrics import Metrics
-from musespark.errors import InvalidApiKey, MethodNotAllowed, MuseSparkError, NotFound, PermissionDenied
+from musespark.errors import (
+    InvalidApiKey,
+    InvalidRequest,
+    MethodNotAllowed,
+    MuseSparkError,
+    NotFound,
+    PermissionDenied,
+)
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -69,6 +76,9 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            visit.last = True  # RFC 9112, 6.3: a proxy that believed the length takes what follows for another request
+            raise InvalidRequest("a request has either a Content-Length or a Transfer-Encoding; this one has both")
         if self._allowed_hosts is not None:
             check_origin(headers, self._allowed_hosts)
         if scope["path"] not in self._public:
@@ -113,12 +123,15 @@ class _Visit:
         self.started_s = time.perf_counter()
         self.status = 0
         self.log: dict[str, Any] = {}
+        self.last = False  # whether the connection ends with this answer
         self._send = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            if self.last:
+                message["headers"].append((b"connection", b"close"))
         await self._send(message)
 
 

@@ -85,9 +85,9 @@ def test_only_images_are_answered(world: World) -> None:
     assert response.json()["choices"][0]["message"]["content"] == "I read 0 bytes and 1 image tokens."
 
 
-def test_only_a_system_message_is_answered_or_refused(world: World) -> None:
+def test_only_a_system_message_is_answered(world: World) -> None:
     response = world.post({"model": MODEL, "messages": [{"role": "system", "content": "Be brief."}]})
-    assert response.status_code in (200, 400)
+    assert response.json()["choices"][0]["message"]["content"].startswith("I read ")
 
 
 def test_an_unknown_role(world: World) -> None:
@@ -362,8 +362,13 @@ def test_what_is_not_http_gets_the_error_object(world: World, request_bytes: byt
 def test_a_length_and_chunks_together_can_not_smuggle_a_request(world: World) -> None:
     head = f"POST /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.key}\r\n"
     both = f"{head}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    answer = exchange(world.port, (both + "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n").encode())
-    assert answer.count(b"HTTP/1.1") == 1 or b"401" in answer  # a request of its own needs a key of its own
+    answer = b""
+    with socket.create_connection(("127.0.0.1", world.port), timeout=10) as connection:
+        connection.sendall((both + "GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n").encode())
+        while received := connection.recv(65536):  # until the server closes
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 # Paths and models
