@@ -101,7 +101,7 @@ class Engine:
         check_request(request, self._config)
         check_length(request, self._config, self._cache)
         self._check_queue(request)
-        state = RequestState(request, self._clock())
+        state = RequestState(request)
         self._arrivals += 1
         vocab_size = self._config.text.vocab_size
         for index in range(request.n):
@@ -228,8 +228,6 @@ class Engine:
         sequence.sampling.count(token.id)
         self._counters.generated_tokens += 1
         state.completion_tokens += 1
-        if state.completion_tokens == 1:
-            self._counters.first_token(self._clock() - state.submitted_s)
         if token.id in params.stop_token_ids and not params.ignore_eos:
             sequence.finish_reason = "stop"
             return

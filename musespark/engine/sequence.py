@@ -49,7 +49,6 @@ class RequestState:
     """One request between submit and its last event."""
 
     request: Request
-    submitted_s: float
     unfinished: list[Sequence] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     started: bool = False

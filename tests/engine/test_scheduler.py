@@ -19,7 +19,7 @@ class Simulation:
         self.names: dict[Sequence, str] = {}
 
     def add(self, name: str, length: int, *, n: int = 1, **fields: int) -> list[Sequence]:
-        state = RequestState(request(prompt_of(length, len(self.names)), n=n, **fields), 0.0)
+        state = RequestState(request(prompt_of(length, len(self.names)), n=n, **fields))
         sequences = [new_sequence(state, index, len(self.names), self.cache, 320) for index in range(n)]
         for index, sequence in enumerate(sequences):
             self.names[sequence] = name if n == 1 else f"{name}{index}"
