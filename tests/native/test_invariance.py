@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import pytest
 
-from musespark.engine.native import NativeRunner, available_isas
+from musespark.engine.native import NativeRunner, available_isas, page_bytes
 from musespark.engine.runner import NO_PAGE
 from musespark.model.network import MuseSpark
 from tests.model.network.builders import IMAGE_TOKEN, picture, random_config, random_network
@@ -111,6 +112,20 @@ def test_asking_for_fewer_logits_gives_the_same_rows(runner: NativeRunner, whole
     got = runner.forward(batch_of(Stream(random_ids(LENGTH), [0, 1, 2, 3]), logit_rows=rows))
     assert np.array_equal(got, whole[rows])
     assert runner.forward(batch_of(Stream(random_ids(5), [0]), logit_rows=[])).shape == (0, whole.shape[1])
+
+
+def test_pages_beyond_four_gibibytes_are_as_good_as_the_first() -> None:
+    """Offsets are 64-bit. Pages that are not used cost no memory, so a large pool is cheap."""
+    network = random_network(random_config(2, layers=2, sliding_window=WINDOW))
+    full, sliding = page_bytes(network.config, "float32")
+    num_pages = (4 << 30) // min(full, sliding) + 10
+    if (full + sliding) * num_pages > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        pytest.skip("this machine has too little memory for the pool")
+    runner = native(network, num_full_pages=num_pages, num_sliding_pages=num_pages)
+    ids = random_ids(LENGTH)
+    low = runner.forward(batch_of(Stream(ids, [0, 1, 2, 3])))
+    high = runner.forward(batch_of(Stream(ids, [num_pages - 1, num_pages // 2, 5, num_pages - 2])))
+    assert np.array_equal(low, high)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])

@@ -6,8 +6,8 @@ namespace musespark {
 
 namespace {
 
-// Ask for memory that is needed in a microsecond. A page of the pool is a stranger to the processor's own prefetching, which
-// ends at each 4 KiB; without this, reading a long context waits for one line after the other.
+// Ask for memory that is needed in a microsecond. A page of the pool is a stranger to the processor's own prefetching,
+// which ends at each 4 KiB; without this, reading a long context waits for one line after the other.
 void prefetch(const std::byte* start, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(start + i, 0, 2);
 }
@@ -24,7 +24,8 @@ AttentionScratch::AttentionScratch(const HeadPage& head)
       weight_rows_(static_cast<size_t>(kQueryRows)) {
     for (int64_t i = 0; i < kQueryRows; ++i) {
         const size_t start = static_cast<size_t>(i * kPageTokens);
-        weight_rows_[static_cast<size_t>(i)] = weights_.empty() ? static_cast<const void*>(&scores_[start]) : &weights_[start];
+        weight_rows_[static_cast<size_t>(i)] =
+            weights_.empty() ? static_cast<const void*>(&scores_[start]) : &weights_[start];
     }
 }
 
@@ -61,7 +62,8 @@ void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, co
             const int64_t high = std::min(queries[i].end_key - start, kPageTokens);
             const float factor = kernels.softmax_page(row, low, high, &state_[static_cast<size_t>(i)]);
             if (factor != 1.0F) kernels.scale(output(i), factor, head_.value_width());
-            if (!weights_.empty()) kernels.to_bfloat16(row, kPageTokens, &weights_[static_cast<size_t>(i * kPageTokens)], kPageTokens);
+            if (!weights_.empty())
+                kernels.to_bfloat16(row, kPageTokens, &weights_[static_cast<size_t>(i * kPageTokens)], kPageTokens);
         }
 
         if ((p + 1) * kPageTokens < queries[count - 1].end_key) prefetch(pages.page(p + 1), head_.key_bytes());

@@ -1,6 +1,6 @@
-// Attention of a block of query rows over pages of keys and values: online softmax, page after page in ascending order, with
-// one accumulator for each row. A page in which a row sees nothing leaves that row as it was, bit for bit, so it does not
-// matter which rows are computed together.
+// Attention of a block of query rows over pages of keys and values: online softmax, page after page in ascending order,
+// with one accumulator for each row. A page in which a row sees nothing leaves that row as it was, bit for bit, so it
+// does not matter which rows are computed together.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ public:
     AttentionScratch(const AttentionScratch&) = delete;  // a copy would point into the original
     AttentionScratch(AttentionScratch&&) = default;
 
-    // Attend `count` <= kQueryRows queries, whose first and end keys must not decrease from one to the next. Scores are q.k
-    // in units of log2: queries come scaled. Afterwards `output(i)` holds the weighted mean of V, head_dim floats.
+    // Attend `count` <= kQueryRows queries, whose first and end keys must not decrease from one to the next. Scores are
+    // q.k in units of log2: queries come scaled. Afterwards `output(i)` holds the weighted mean of V, head_dim floats.
     void attend(const Kernels& kernels, const PageTable& pages, const Query* queries, int64_t count);
 
     // (count, value_width) after `attend`.
@@ -46,11 +46,11 @@ public:
 
 private:
     HeadPage head_;
-    std::vector<float> scores_;             // (kQueryRows, 64)
-    std::vector<uint16_t> weights_;         // the same in bfloat16, where V is
-    std::vector<float> output_;             // (kQueryRows, value_width)
-    std::vector<SoftmaxState> state_;       // (kQueryRows)
-    std::vector<const void*> query_rows_;   // pointers for the products
+    std::vector<float> scores_;            // (kQueryRows, 64)
+    std::vector<uint16_t> weights_;        // the same in bfloat16, where V is
+    std::vector<float> output_;            // (kQueryRows, value_width)
+    std::vector<SoftmaxState> state_;      // (kQueryRows)
+    std::vector<const void*> query_rows_;  // pointers for the products
     std::vector<const void*> weight_rows_;
 };
 

@@ -76,12 +76,14 @@ void BatchChecker::check_sequence(const Batch& b, int64_t sequence) {
     const int64_t begin = b.query_start[sequence], end = b.query_start[sequence + 1];
     const int64_t first = b.positions[begin];
     if (first < 0 || first >= config_.max_position_embeddings - (end - begin) + 1) {
-        fail("positions of sequence " + text(sequence) + " start at " + text(first) + " and count " + text(end - begin) +
-             " tokens; this model takes positions 0 to " + text(config_.max_position_embeddings - 1));
+        fail("positions of sequence " + text(sequence) + " start at " + text(first) + " and count " +
+             text(end - begin) + " tokens; this model takes positions 0 to " +
+             text(config_.max_position_embeddings - 1));
     }
     for (int64_t row = begin; row < end; ++row) {
         if (b.positions[row] != first + row - begin) {
-            fail("position " + text(b.positions[row]) + " in row " + text(row) + " is not the one after the row before");
+            fail("position " + text(b.positions[row]) + " in row " + text(row) +
+                 " is not the one after the row before");
         }
     }
     for (int64_t row = begin; row < end;) {
@@ -115,8 +117,8 @@ void BatchChecker::check_pages(const Batch& b, bool sliding) {
         for (int64_t p = seen; p <= last; ++p) {
             const int64_t id = table[s * columns + p];
             if (id < 0 || id >= group.num_pages) {
-                fail(name + " of sequence " + text(s) + " holds page id " + text(id) + " at " + text(p) + "; there are " +
-                     text(group.num_pages) + " pages");
+                fail(name + " of sequence " + text(s) + " holds page id " + text(id) + " at " + text(p) +
+                     "; there are " + text(group.num_pages) + " pages");
             }
             if (p < written) continue;
             if (group.writer.data()[id] > stamp_) {
@@ -130,7 +132,8 @@ void BatchChecker::check_pages(const Batch& b, bool sliding) {
         for (int64_t p = seen; p < written; ++p) {
             const int32_t id = table[s * columns + p];
             if (group.writer.data()[id] > stamp_) {
-                fail(name + ": sequence " + text(s) + " sees page id " + text(id) + ", which this step writes for another page");
+                fail(name + ": sequence " + text(s) + " sees page id " + text(id) +
+                     ", which this step writes for another page");
             }
         }
     }

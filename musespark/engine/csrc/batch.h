@@ -1,5 +1,5 @@
-// A batch as it comes from the engine (musespark/engine/runner.py), checked before anything is touched, and the plan of a step:
-// which rows go to which page, and the work items of attention.
+// A batch as it comes from the engine (musespark/engine/runner.py), checked before anything is touched, and the plan of
+// a step: which rows go to which page, and the work items of attention.
 #pragma once
 
 #include <cstdint>
@@ -72,7 +72,7 @@ private:
 
     const TextConfig& config_;
     int64_t window_;
-    Group groups_[2];  // full, sliding
+    Group groups_[2];    // full, sliding
     int64_t stamp_ = 0;  // sequences of all batches before this one; those of this batch get the numbers after it
     int64_t next_stamp_ = 0;
     Plan plan_;

@@ -1,5 +1,5 @@
-// The Python module musespark.engine._native. Arrays come in as they are, never converted or copied; NativeRunner (native.py)
-// is what the rest of the project uses.
+// The Python module musespark.engine._native. Arrays come in as they are, never converted or copied; NativeRunner
+// (native.py) is what the rest of the project uses.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -73,8 +73,9 @@ private:
         tensor.group_size = nb::cast<int64_t>(fetched[3]);
         const int64_t group = tensor.group_size;
         // A group's dot product of at most 2^15 products of 255 * 127 fits in 32 bits.
-        require(group >= 4 && group % 4 == 0 && group <= 1 << 15, tensor.name + " has groups of " + std::to_string(group) +
-                                                                      " inputs; they must be a multiple of 4, up to 32768");
+        require(group >= 4 && group % 4 == 0 && group <= 1 << 15,
+                tensor.name + " has groups of " + std::to_string(group) +
+                    " inputs; they must be a multiple of 4, up to 32768");
         std::vector<int64_t> expected = tensor.shape;
         require(expected.back() % group == 0, tensor.name + " has a last group that is not full");
         expected.back() /= group;
@@ -141,8 +142,9 @@ VisionConfig vision_config(const nb::dict& d) {
     return c;
 }
 
-void construct(Model* self, const nb::dict& text, const nb::object& vision, nb::callable fetch, const std::string& precision,
-               int64_t num_full_pages, int64_t num_sliding_pages, int num_threads, const std::string& isa) {
+void construct(Model* self, const nb::dict& text, const nb::object& vision, nb::callable fetch,
+               const std::string& precision, int64_t num_full_pages, int64_t num_sliding_pages, int num_threads,
+               const std::string& isa) {
     PythonSource source(std::move(fetch));
     std::optional<VisionConfig> with_vision;
     if (!vision.is_none()) with_vision = vision_config(nb::cast<nb::dict>(vision));
@@ -166,8 +168,9 @@ void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<c
     require(batch.num_sequences >= 0, "query_start must have at least one entry");
     require(extent(full_block_table, 0) == batch.num_sequences && extent(sliding_block_table, 0) == batch.num_sequences,
             "the block tables must have one row for each sequence");
-    require(extent(embeds, 0) == batch.num_embeds && (extent(embeds, 1) == self.text().hidden_size || !batch.num_embeds),
-            "embeds must be (len(embed_rows), hidden_size)");
+    require(
+        extent(embeds, 0) == batch.num_embeds && (extent(embeds, 1) == self.text().hidden_size || !batch.num_embeds),
+        "embeds must be (len(embed_rows), hidden_size)");
     require(extent(logits, 0) == batch.num_logits && extent(logits, 1) == self.text().vocab_size,
             "logits must be (len(logit_rows), vocab_size)");
     batch.token_ids = token_ids.data();
@@ -182,11 +185,12 @@ void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<c
     self.forward(batch, logits.data());
 }
 
-void encode_image(Model& self, const Table<const float>& patches, int64_t rows, int64_t columns, const Table<float>& features) {
+void encode_image(Model& self, const Table<const float>& patches, int64_t rows, int64_t columns,
+                  const Table<float>& features) {
     require(self.vision().has_value(), "this checkpoint has no vision tower, so it takes no images");
     const int64_t merged = self.vision()->merge_size * self.vision()->merge_size;
-    require(rows >= 1 && columns >= 1 && rows <= INT32_MAX && columns <= INT32_MAX && extent(patches, 0) == rows * columns &&
-                extent(patches, 1) == self.vision()->frame_size(),
+    require(rows >= 1 && columns >= 1 && rows <= INT32_MAX && columns <= INT32_MAX &&
+                extent(patches, 0) == rows * columns && extent(patches, 1) == self.vision()->frame_size(),
             "patches must be (rows * columns, 3 * patch_size^2)");
     require(extent(features, 0) == rows * columns / merged && extent(features, 1) == self.text().hidden_size,
             "features must be (number of merged patches, hidden_size)");
@@ -214,9 +218,12 @@ NB_MODULE(_native, m) {
     using namespace musespark;
     m.doc() = "The native CPU runner of Muse Spark; used through musespark.engine.native.";
     m.def("build_info", &build_info);
-    m.def("page_bytes", [](const nb::dict& text, const std::string& precision) {
-        return page_bytes(text_config(text), precision_of(precision));
-    }, "text"_a, "precision"_a);
+    m.def(
+        "page_bytes",
+        [](const nb::dict& text, const std::string& precision) {
+            return page_bytes(text_config(text), precision_of(precision));
+        },
+        "text"_a, "precision"_a);
     nb::class_<Model>(m, "Model")
         .def("__init__", &construct, "text"_a, "vision"_a.none(), "fetch"_a, "precision"_a, "num_full_pages"_a,
              "num_sliding_pages"_a, "num_threads"_a, "isa"_a)
@@ -225,10 +232,11 @@ NB_MODULE(_native, m) {
              "full_block_table"_a.noconvert(), "sliding_block_table"_a.noconvert(), "embed_rows"_a.noconvert(),
              "embeds"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
         .def("encode_image", &encode_image, "patches"_a.noconvert(), "rows"_a, "columns"_a, "features"_a.noconvert())
-        .def("close", [](Model& self) {
-            const nb::gil_scoped_release release;
-            self.close();
-        })
+        .def("close",
+             [](Model& self) {
+                 const nb::gil_scoped_release release;
+                 self.close();
+             })
         .def_prop_ro("isa", &Model::isa)
         .def_prop_ro("num_threads", &Model::num_threads);
     bind_kernels(m);

@@ -38,10 +38,11 @@ Tensor tensor_of(const auto& array, Tensor::Type type) {
     return tensor;
 }
 
-void run_product(const Tensor& weights, const std::string& format, const Matrix& x, const OutMatrix& out, int num_threads,
-                 const std::string& isa) {
+void run_product(const Tensor& weights, const std::string& format, const Matrix& x, const OutMatrix& out,
+                 int num_threads, const std::string& isa) {
     const auto rows = static_cast<int64_t>(x.shape(0)), in = static_cast<int64_t>(x.shape(1));
-    if (in != weights.shape[1] || out.shape(0) != x.shape(0) || static_cast<int64_t>(out.shape(1)) != weights.shape[0]) {
+    if (in != weights.shape[1] || out.shape(0) != x.shape(0) ||
+        static_cast<int64_t>(out.shape(1)) != weights.shape[0]) {
         throw std::invalid_argument("shapes don't fit");
     }
     ThreadPool pool(num_threads);
@@ -58,7 +59,8 @@ void product(const Matrix& weights, const std::string& format, const Matrix& x, 
     run_product(tensor_of(weights, Tensor::Type::float32), format, x, out, num_threads, isa);
 }
 
-void int8_product(const IntMatrix& weights, const Matrix& scales, const Matrix& x, const OutMatrix& out, const std::string& isa) {
+void int8_product(const IntMatrix& weights, const Matrix& scales, const Matrix& x, const OutMatrix& out,
+                  const std::string& isa) {
     Tensor tensor = tensor_of(weights, Tensor::Type::int8);
     tensor.scales = scales.data();
     tensor.group_size = tensor.shape[1] / static_cast<int64_t>(scales.shape(1));
@@ -93,7 +95,8 @@ void map(const std::string& name, const Row& x, const std::string& isa) {
 }
 
 // How often each of `count` tasks runs in one loop of a pool, summed over `loops` loops.
-void count_tasks(const nb::ndarray<int64_t, nb::c_contig, nb::device::cpu, nb::ndim<1>>& counts, int num_threads, int64_t loops) {
+void count_tasks(const nb::ndarray<int64_t, nb::c_contig, nb::device::cpu, nb::ndim<1>>& counts, int num_threads,
+                 int64_t loops) {
     const nb::gil_scoped_release release;
     ThreadPool pool(num_threads);
     for (int64_t loop = 0; loop < loops; ++loop) {

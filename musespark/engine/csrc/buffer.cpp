@@ -44,7 +44,8 @@ Bytes::Bytes(int64_t size, bool huge_pages) : size_(size) {
         return;
     }
     if (!is_mapped(size)) {
-        data_ = static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(size, kAlignment))));
+        data_ =
+            static_cast<std::byte*>(std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(size, kAlignment))));
         if (!data_) throw std::bad_alloc();
         std::memset(data_, 0, static_cast<size_t>(size));
         return;

@@ -16,8 +16,8 @@ int64_t checked_product(std::initializer_list<int64_t> dimensions);
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 constexpr int64_t divide_up(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
-// Zeroed bytes, 64-byte aligned. Large blocks come straight from the system, so untouched pages cost no memory: a KV pool
-// grows with use. Throws std::bad_alloc.
+// Zeroed bytes, 64-byte aligned. Large blocks come straight from the system, so untouched pages cost no memory: a KV
+// pool grows with use. Throws std::bad_alloc.
 class Bytes {
 public:
     Bytes() = default;
@@ -38,8 +38,8 @@ private:
     int64_t size_ = 0;
 };
 
-// A grow-only array for scratch rows: `reserve` keeps the memory of the largest step so far, so a step in the steady state
-// allocates nothing. It is zeroed whenever it grows.
+// A grow-only array for scratch rows: `reserve` keeps the memory of the largest step so far, so a step in the steady
+// state allocates nothing. It is zeroed whenever it grows.
 template <class T>
 class Scratch {
 public:

@@ -45,7 +45,8 @@ std::vector<std::string> available_isas() {
 
 const Kernels& choose_kernels(const std::string& isa) {
     for (const Choice& choice : kChoices) {
-        const bool wanted = isa.empty() || isa == choice.name || (isa == "avx512" && choice.name == std::string("avx512_base"));
+        const bool wanted =
+            isa.empty() || isa == choice.name || (isa == "avx512" && choice.name == std::string("avx512_base"));
         if (wanted && choice.runs_here()) return choice.table();
     }
     std::string message = "isa '" + isa + "' can't be used on this machine; there are";

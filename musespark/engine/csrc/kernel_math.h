@@ -1,7 +1,7 @@
 // Elementary functions on single floats, free of branches so that loops over them become vector code. Included by
-// kernel_templates.h only, once for every instruction set; everything is in an anonymous namespace, because a linker that
-// merged the copies could hand AVX-512 code to a machine without it. No fused operations: the same input gives the same
-// bits on every instruction set. Each function returns NaN for NaN.
+// kernel_templates.h only, once for every instruction set; everything is in an anonymous namespace, because a linker
+// that merged the copies could hand AVX-512 code to a machine without it. No fused operations: the same input gives the
+// same bits on every instruction set. Each function returns NaN for NaN.
 #pragma once
 
 namespace musespark {

@@ -1,9 +1,9 @@
-// The arithmetic of one core, as a table of functions. kernel_templates.h holds the code once; each kernels_*.cpp compiles
-// it for one instruction set, and isa.cpp chooses a table at run time.
+// The arithmetic of one core, as a table of functions. kernel_templates.h holds the code once; each kernels_*.cpp
+// compiles it for one instruction set, and isa.cpp chooses a table at run time.
 //
-// One rule makes results independent of batching, chunking and threads: every output element is one chain of additions in an
-// order that depends on the element's own inputs only. Blocking may change which elements are computed together, never the
-// order inside one.
+// One rule makes results independent of batching, chunking and threads: every output element is one chain of additions
+// in an order that depends on the element's own inputs only. Blocking may change which elements are computed together,
+// never the order inside one.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,8 @@ namespace musespark {
 // How a matrix product stores its weights and takes its rows.
 enum class Format : uint8_t { float32, bfloat16, int8 };
 
-// Outputs of one packed panel. A panel holds 16 outputs for all inputs, outputs innermost, so a row of weights of 16 outputs
-// meets one input in one vector. Layouts, `depth` being the padded number of inputs:
+// Outputs of one packed panel. A panel holds 16 outputs for all inputs, outputs innermost, so a row of weights of 16
+// outputs meets one input in one vector. Layouts, `depth` being the padded number of inputs:
 //   float32   [depth][16] float
 //   bfloat16  [depth / 2][16][2] uint16
 //   int8      per group of inputs: [group_size / 4][16][4] int8, then 16 float scales
@@ -81,8 +81,8 @@ struct Kernels {
     // Turn the pairs (x[i], x[i + half]) by the angle i.
     void (*rotate)(float* x, const float* cosine, const float* sine, int64_t half);
 
-    // One page of online softmax: scores (64) become 2^(score - maximum), zero outside [first, last). Returns the factor
-    // by which everything accumulated so far must be multiplied.
+    // One page of online softmax: scores (64) become 2^(score - maximum), zero outside [first, last). Returns the
+    // factor by which everything accumulated so far must be multiplied.
     float (*softmax_page)(float* scores, int64_t first, int64_t last, SoftmaxState* state);
 };
 

@@ -35,8 +35,8 @@ struct Simd {
                                _mm256_castsi256_ps(_mm256_and_si256(b, high)), sum);
     }
 
-    // sum + the four products of bytes in each 32 bits. Exact: |w| * (x with the sign of w), |x| <= 127, so that pairs of at
-    // most 2 * 128 * 127 fit in 16 bits.
+    // sum + the four products of bytes in each 32 bits. Exact: |w| * (x with the sign of w), |x| <= 127, so that pairs
+    // of at most 2 * 128 * 127 fit in 16 bits.
     static constexpr uint8_t kInt8WeightXor = 0;
     static Int dot_int8(Int sum, Int weights, Int x) {
         const Int pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));

@@ -26,7 +26,9 @@ struct Simd {
     static Float set1(float x) { return Float{x, x, x, x}; }
     static Float add(Float a, Float b) { return a + b; }
     static Float multiply(Float a, Float b) { return a * b; }
-    static Float multiply_add(Float a, Float b, Float c) { return a * b + c; }  // two roundings: not every machine can fuse
+    static Float multiply_add(Float a, Float b, Float c) {
+        return a * b + c;
+    }  // two roundings: not every machine can fuse
 
     static Int load_int(const void* p) {
         Int x;

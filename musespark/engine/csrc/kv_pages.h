@@ -1,8 +1,9 @@
 // Keys and values in pages of 64 tokens.
 //
-// A page of one layer and kv head is laid out as two packed matrices, exactly as weights are (kernels.h): K with the tokens as
-// outputs and the head's channels as inputs, V with the channels as outputs and the tokens as inputs. So scores and weighted
-// sums are the ordinary matrix products, and attention needs no kernels of its own beside the softmax.
+// A page of one layer and kv head is laid out as two packed matrices, exactly as weights are (kernels.h): K with the
+// tokens as outputs and the head's channels as inputs, V with the channels as outputs and the tokens as inputs. So
+// scores and weighted sums are the ordinary matrix products, and attention needs no kernels of its own beside the
+// softmax.
 #pragma once
 
 #include <cstdint>

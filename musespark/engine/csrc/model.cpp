@@ -14,25 +14,29 @@ void require(bool condition, const char* what) {
 
 // What the code relies on for its own safety; musespark/model/config.py gives the friendlier messages.
 void check(const TextConfig& c) {
-    for (const int64_t size : {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads,
-                               c.head_dim, c.max_position_embeddings, c.sliding_window, c.moe_hidden_size,
-                               c.moe_intermediate_size, c.num_local_experts, c.num_experts_per_tok}) {
+    for (const int64_t size :
+         {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+          c.max_position_embeddings, c.sliding_window, c.moe_hidden_size, c.moe_intermediate_size, c.num_local_experts,
+          c.num_experts_per_tok}) {
         require(size >= 1 && size <= int64_t{1} << 31, "a size is not positive, or is above 2^31");
     }
     require(!c.layers.empty(), "no layers");
     require(c.num_attention_heads % c.num_key_value_heads == 0, "query heads are not a multiple of kv heads");
     require(c.head_dim % 2 == 0, "head_dim is odd");
     require(c.num_experts_per_tok <= c.num_local_experts, "more experts per token than experts");
-    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim / 2, "one rotary frequency per pair is needed");
+    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim / 2,
+            "one rotary frequency per pair is needed");
 }
 
 void check(const VisionConfig& c) {
-    for (const int64_t size : {c.hidden_size, c.intermediate_size, c.num_attention_heads, c.patch_size, c.merge_size, c.window,
-                               c.projector_hidden_size}) {
+    for (const int64_t size : {c.hidden_size, c.intermediate_size, c.num_attention_heads, c.patch_size, c.merge_size,
+                               c.window, c.projector_hidden_size}) {
         require(size >= 1 && size <= int64_t{1} << 31, "a size of the vision tower is not positive, or is above 2^31");
     }
-    require(c.hidden_size % c.num_attention_heads == 0 && c.head_dim() % 4 == 0, "vision heads must have a multiple of 4 channels");
-    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim() / 4, "one vision frequency per pair is needed");
+    require(c.hidden_size % c.num_attention_heads == 0 && c.head_dim() % 4 == 0,
+            "vision heads must have a multiple of 4 channels");
+    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim() / 4,
+            "one vision frequency per pair is needed");
 }
 
 Format text_format(Precision precision) {
@@ -49,8 +53,12 @@ Format text_format(Precision precision) {
 
 }  // namespace
 
-Model::Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision, const ModelOptions& options)
-    : text_config_(text), vision_config_(vision), kernels_(choose_kernels(options.isa)), num_threads_(options.num_threads) {
+Model::Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision,
+             const ModelOptions& options)
+    : text_config_(text),
+      vision_config_(vision),
+      kernels_(choose_kernels(options.isa)),
+      num_threads_(options.num_threads) {
     check(text_config_);
     if (vision_config_) check(*vision_config_);
     // Block tables hold page ids in 32 bits.
@@ -64,8 +72,8 @@ Model::Model(TensorSource& source, const TextConfig& text, const std::optional<V
     if (vision_config_) {
         // The tower is not quantised in any published checkpoint.
         const Format vision_format = format == Format::float32 ? Format::float32 : Format::bfloat16;
-        vision_ = std::make_unique<VisionModel>(source, *vision_config_, text_config_.hidden_size, text_config_.rms_norm_eps,
-                                                vision_format, machine());
+        vision_ = std::make_unique<VisionModel>(source, *vision_config_, text_config_.hidden_size,
+                                                text_config_.rms_norm_eps, vision_format, machine());
     }
 }
 

@@ -1,4 +1,5 @@
-// The native runner: text and image network, thread pool and kernels behind one lock. Everything that Python calls is here.
+// The native runner: text and image network, thread pool and kernels behind one lock. Everything that Python calls is
+// here.
 #pragma once
 
 #include <memory>
@@ -25,7 +26,8 @@ struct ModelOptions {
 class Model {
 public:
     // Reads every tensor from `source`. Throws std::invalid_argument for options or tensors that don't fit.
-    Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision, const ModelOptions& options);
+    Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision,
+          const ModelOptions& options);
 
     // Both may be called from any thread, one call at a time runs; the others wait. Throw std::invalid_argument for bad
     // input, and std::logic_error after `close`.

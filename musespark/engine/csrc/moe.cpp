@@ -46,8 +46,8 @@ void activate(const Machine& machine, float* rows, int64_t count, int64_t width,
 
 }  // namespace
 
-MixtureOfExperts::MixtureOfExperts(TensorSource& source, const TextConfig& config, const std::string& prefix, Format format,
-                                   const Machine& machine)
+MixtureOfExperts::MixtureOfExperts(TensorSource& source, const TextConfig& config, const std::string& prefix,
+                                   Format format, const Machine& machine)
     : config_(config) {
     const int64_t d = config.hidden_size, latent = config.moe_hidden_size, wide = config.moe_intermediate_size;
     const int64_t experts = config.num_local_experts;
@@ -64,8 +64,8 @@ MixtureOfExperts::MixtureOfExperts(TensorSource& source, const TextConfig& confi
     post_expert_ = load("post_expert_proj.weight", {d, latent}, format);
 }
 
-void MixtureOfExperts::forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens,
-                               float* out) const {
+void MixtureOfExperts::forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows,
+                               int64_t num_tokens, float* out) const {
     const Kernels& kernels = machine.kernels;
     const int64_t latent_size = config_.moe_hidden_size, wide_size = config_.moe_intermediate_size;
     const int64_t k = config_.num_experts_per_tok, num_slots = num_tokens * k;
@@ -84,12 +84,15 @@ void MixtureOfExperts::forward(const Machine& machine, FeedForwardScratch& scrat
     });
 
     float* wide = scratch.wide.reserve(num_slots, 2 * wide_size);
-    const auto latent_row = [&](int64_t slot) { return scratch.latent_input.row(scratch.tokens[static_cast<size_t>(slot)]); };
+    const auto latent_row = [&](int64_t slot) {
+        return scratch.latent_input.row(scratch.tokens[static_cast<size_t>(slot)]);
+    };
     multiply_experts(machine, scratch, gate_up_, latent_row, wide);
     scratch.wide_input.shape_for(down_, num_slots);
     activate(machine, wide, num_slots, wide_size, scratch.wide_input);
     float* expert_out = scratch.expert_out.reserve(num_slots, latent_size);
-    multiply_experts(machine, scratch, down_, [&](int64_t slot) { return scratch.wide_input.row(slot); }, expert_out);
+    multiply_experts(
+        machine, scratch, down_, [&](int64_t slot) { return scratch.wide_input.row(slot); }, expert_out);
 
     scratch.sum_input.shape_for(post_expert_, num_tokens);
     for_rows(machine, num_tokens, latent_size * 4 * k, [&](int64_t token) {
@@ -107,30 +110,33 @@ void MixtureOfExperts::forward(const Machine& machine, FeedForwardScratch& scrat
 }
 
 // Scores and picks of all tokens; prepares the rows for pre_expert_proj on the way.
-void MixtureOfExperts::route(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens) const {
+void MixtureOfExperts::route(const Machine& machine, FeedForwardScratch& scratch, const float* rows,
+                             int64_t num_tokens) const {
     const Kernels& kernels = machine.kernels;
     const int64_t d = config_.hidden_size, experts = config_.num_local_experts, k = config_.num_experts_per_tok;
     float* scores = scratch.scores.reserve(num_tokens, experts);
     scratch.picks.resize(static_cast<size_t>(num_tokens * k));
     scratch.weights.resize(static_cast<size_t>(num_tokens * k));
-    for_rows(machine, divide_up(num_tokens, kRouterRows), kRouterRows * d * divide_up(experts, kPanel), [&](int64_t block) {
-        const int64_t first = block * kRouterRows, count = std::min(kRouterRows, num_tokens - first);
-        const void* pointers[kRouterRows];
-        for (int64_t i = 0; i < count; ++i) pointers[i] = rows + (first + i) * d;
-        kernels.gemm[static_cast<int>(Format::float32)](
-            block_of(router_, 0, pointers, count, 0, router_.num_panels, scores + first * experts, experts));
-        for (int64_t token = first; token < first + count; ++token) {
-            float* row = scores + token * experts;
-            kernels.scale(row, config_.output_multiplier, experts);
-            kernels.sigmoid(row, experts);
-            pick(row, &scratch.picks[static_cast<size_t>(token * k)], &scratch.weights[static_cast<size_t>(token * k)]);
-            scratch.input.prepare(kernels, token, rows + token * d, d);
-        }
-    });
+    for_rows(machine, divide_up(num_tokens, kRouterRows), kRouterRows * d * divide_up(experts, kPanel),
+             [&](int64_t block) {
+                 const int64_t first = block * kRouterRows, count = std::min(kRouterRows, num_tokens - first);
+                 const void* pointers[kRouterRows];
+                 for (int64_t i = 0; i < count; ++i) pointers[i] = rows + (first + i) * d;
+                 kernels.gemm[static_cast<int>(Format::float32)](
+                     block_of(router_, 0, pointers, count, 0, router_.num_panels, scores + first * experts, experts));
+                 for (int64_t token = first; token < first + count; ++token) {
+                     float* row = scores + token * experts;
+                     kernels.scale(row, config_.output_multiplier, experts);
+                     kernels.sigmoid(row, experts);
+                     pick(row, &scratch.picks[static_cast<size_t>(token * k)],
+                          &scratch.weights[static_cast<size_t>(token * k)]);
+                     scratch.input.prepare(kernels, token, rows + token * d, d);
+                 }
+             });
 }
 
-// The k experts of the largest score plus bias; of equal ones the lower number. The bias takes part in the choice only. Picks
-// are in ascending order, so that a token's sum over its experts has one order.
+// The k experts of the largest score plus bias; of equal ones the lower number. The bias takes part in the choice only.
+// Picks are in ascending order, so that a token's sum over its experts has one order.
 void MixtureOfExperts::pick(const float* scores, int32_t* picks, float* weights) const {
     const int64_t k = config_.num_experts_per_tok;
     const auto preference = [&](int64_t e) { return scores[e] + correction_bias_[static_cast<size_t>(e)]; };
@@ -172,8 +178,9 @@ DenseMlp::DenseMlp(TensorSource& source, const TextConfig& config, const std::st
                    const Machine& machine)
     : config_(config) {
     const int64_t d = config.hidden_size, wide = config.intermediate_size;
-    gate_up_ = pack({source.get(prefix + "gate_proj.weight", {wide, d}), source.get(prefix + "up_proj.weight", {wide, d})},
-                    format, machine.kernels, machine.pool);
+    gate_up_ =
+        pack({source.get(prefix + "gate_proj.weight", {wide, d}), source.get(prefix + "up_proj.weight", {wide, d})},
+             format, machine.kernels, machine.pool);
     down_ = pack({source.get(prefix + "down_proj.weight", {d, wide})}, format, machine.kernels, machine.pool);
 }
 
@@ -181,9 +188,8 @@ void DenseMlp::forward(const Machine& machine, FeedForwardScratch& scratch, cons
                        float* out) const {
     const int64_t d = config_.hidden_size, wide_size = config_.intermediate_size;
     scratch.input.shape_for(gate_up_, num_tokens);
-    for_rows(machine, num_tokens, d * 2, [&](int64_t token) {
-        scratch.input.prepare(machine.kernels, token, rows + token * d, d);
-    });
+    for_rows(machine, num_tokens, d * 2,
+             [&](int64_t token) { scratch.input.prepare(machine.kernels, token, rows + token * d, d); });
     float* wide = scratch.wide.reserve(num_tokens, 2 * wide_size);
     multiply(machine, gate_up_, scratch.input, num_tokens, wide, 2 * wide_size);
     scratch.wide_input.shape_for(down_, num_tokens);

@@ -1,6 +1,7 @@
-// The feed-forward half of a decoder layer: a latent mixture of experts behind a float32 sigmoid router, or a dense SwiGLU.
-// Tokens are sorted by expert, so each expert's weights are read once a step. Source: muse_spark as in
-// musespark/model/network/moe.py, whose letters are used here: D hidden, m latent width, F expert width, E experts, k picks.
+// The feed-forward half of a decoder layer: a latent mixture of experts behind a float32 sigmoid router, or a dense
+// SwiGLU. Tokens are sorted by expert, so each expert's weights are read once a step. Source: muse_spark as in
+// musespark/model/network/moe.py, whose letters are used here: D hidden, m latent width, F expert width, E experts, k
+// picks.
 #pragma once
 
 #include <string>
@@ -12,7 +13,8 @@
 
 namespace musespark {
 
-// A part of one expert's product: slots [first_slot, first_slot + num_slots), panels [first_panel, first_panel + num_panels).
+// A part of one expert's product: slots [first_slot, first_slot + num_slots), panels [first_panel, first_panel +
+// num_panels).
 struct ExpertTask {
     int64_t expert, first_slot, num_slots, first_panel, num_panels;
 };
@@ -39,7 +41,8 @@ public:
                      const Machine& machine);
 
     // rows (N, D) normed -> out (N, D).
-    void forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens, float* out) const;
+    void forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens,
+                 float* out) const;
 
 private:
     void route(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens) const;
@@ -55,10 +58,12 @@ private:
 
 class DenseMlp {
 public:
-    DenseMlp(TensorSource& source, const TextConfig& config, const std::string& prefix, Format format, const Machine& machine);
+    DenseMlp(TensorSource& source, const TextConfig& config, const std::string& prefix, Format format,
+             const Machine& machine);
 
     // rows (N, D) normed -> out (N, D).
-    void forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens, float* out) const;
+    void forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens,
+                 float* out) const;
 
 private:
     const TextConfig& config_;

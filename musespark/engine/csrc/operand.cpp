@@ -51,8 +51,8 @@ int64_t panels_per_task(const PackedMatrix& matrix, int64_t rows) {
     return std::min(round_up(divide_up(kTaskProducts, products), 4), matrix.num_panels);
 }
 
-GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows, int64_t first_panel,
-                   int64_t num_panels, float* out, int64_t out_stride) {
+GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows,
+                   int64_t first_panel, int64_t num_panels, float* out, int64_t out_stride) {
     const int64_t panels = std::min(num_panels, matrix.num_panels - first_panel);
     GemmBlock block = {};
     block.rows = rows;
@@ -86,9 +86,11 @@ void multiply(const Machine& machine, const PackedMatrix& matrix, const Operand&
         gemm(block);
         for (int64_t r = 0; r < num_rows; ++r) {
             float* y = block.out + r * out_stride;
-            if (epilogue.bias) kernels.add(y, epilogue.bias + (block.out - (out + first_row * out_stride)), block.num_columns);
+            if (epilogue.bias)
+                kernels.add(y, epilogue.bias + (block.out - (out + first_row * out_stride)), block.num_columns);
             if (epilogue.gelu) kernels.gelu(y, block.num_columns);
-            if (epilogue.soft_cap > 0.0F) kernels.soft_cap(y, block.num_columns, epilogue.multiplier, epilogue.soft_cap);
+            if (epilogue.soft_cap > 0.0F)
+                kernels.soft_cap(y, block.num_columns, epilogue.multiplier, epilogue.soft_cap);
         }
     });
 }

@@ -15,8 +15,8 @@ struct Machine {
     ThreadPool& pool;
 };
 
-// work(row) for every row. `row_cost` is about the number of floats that a row touches: cheap rows go in larger portions, and
-// all on the calling thread where sharing would cost more than it saves.
+// work(row) for every row. `row_cost` is about the number of floats that a row touches: cheap rows go in larger
+// portions, and all on the calling thread where sharing would cost more than it saves.
 template <class Work>
 void for_rows(const Machine& machine, int64_t rows, int64_t row_cost, const Work& work) {
     constexpr int64_t kPortion = 8192;  // floats; one to three microseconds
@@ -50,7 +50,7 @@ private:
 struct Epilogue {
     const float* bias = nullptr;
     bool gelu = false;
-    float soft_cap = 0.0F;  // 0: none
+    float soft_cap = 0.0F;    // 0: none
     float multiplier = 1.0F;  // of the soft cap
 };
 
@@ -64,8 +64,9 @@ constexpr int64_t kRowBlock = 48;
 // Panels per task for so many rows: enough work to be worth claiming, little enough to share.
 int64_t panels_per_task(const PackedMatrix& matrix, int64_t rows);
 
-// One task's part of a product: `rows` are pointers to prepared rows, panels [first, first + count) of one matrix, clipped.
-GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows, int64_t first_panel,
-                   int64_t num_panels, float* out, int64_t out_stride);
+// One task's part of a product: `rows` are pointers to prepared rows, panels [first, first + count) of one matrix,
+// clipped.
+GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows,
+                   int64_t first_panel, int64_t num_panels, float* out, int64_t out_stride);
 
 }  // namespace musespark

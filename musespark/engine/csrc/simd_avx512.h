@@ -11,8 +11,8 @@ struct Simd {
     using Int = __m512i;
     static constexpr int kWidth = 16;
 
-    // Rows times panels of 16 outputs that fit in the 32 registers together, per format; the narrow shape is for few rows,
-    // where several panels keep enough independent chains in flight.
+    // Rows times panels of 16 outputs that fit in the 32 registers together, per format; the narrow shape is for few
+    // rows, where several panels keep enough independent chains in flight.
     static constexpr int kTileRows[3] = {8, 8, 6};
     static constexpr int kTilePanels[3] = {2, 2, 2};
     static constexpr int kNarrowPanels = 4;

@@ -14,7 +14,8 @@ constexpr float kLog2E = std::numbers::log2e_v<float>;
 
 // The constants of a residual gate: branch factor beta = sigmoid(gate / temperature), residual factor
 // alpha = sqrt(1 - beta^2), written so that it keeps its digits near beta = 1, and clamped as in training.
-void residual_gate(const std::vector<float>& gate, float temperature, std::vector<float>& alpha, std::vector<float>& beta) {
+void residual_gate(const std::vector<float>& gate, float temperature, std::vector<float>& alpha,
+                   std::vector<float>& beta) {
     alpha.resize(gate.size());
     beta.resize(gate.size());
     for (size_t i = 0; i < gate.size(); ++i) {
@@ -46,7 +47,8 @@ TextModel::TextModel(TensorSource& source, const TextConfig& config, Format form
     for (size_t i = 0; i < config_.layers.size(); ++i) {
         layers_.push_back(load_layer(source, static_cast<int64_t>(i), format, machine));
     }
-    final_norm_ = read_vector(source.get(prefix + "norm.weight", {d}));  // used as it is, unlike the norms of the layers
+    final_norm_ =
+        read_vector(source.get(prefix + "norm.weight", {d}));  // used as it is, unlike the norms of the layers
     lm_head_ = pack({source.get("lm_head.weight", {config_.vocab_size, d})}, format, machine.kernels, machine.pool);
 
     const HeadPage head = head_page(config_, format);
@@ -55,10 +57,13 @@ TextModel::TextModel(TensorSource& source, const TextConfig& config, Format form
     for (int thread = 0; thread < machine.pool.num_threads(); ++thread) work_.attention.emplace_back(head);
 }
 
-TextModel::Layer TextModel::load_layer(TensorSource& source, int64_t index, Format format, const Machine& machine) const {
+TextModel::Layer TextModel::load_layer(TensorSource& source, int64_t index, Format format,
+                                       const Machine& machine) const {
     const int64_t d = config_.hidden_size, query = config_.query_width(), key = config_.key_width();
     const std::string prefix = "model.language_model.layers." + std::to_string(index) + ".";
-    const auto vector = [&](const char* name, float offset) { return read_vector(source.get(prefix + name, {d}), offset); };
+    const auto vector = [&](const char* name, float offset) {
+        return read_vector(source.get(prefix + name, {d}), offset);
+    };
     const auto matrix = [&](const std::string& name, int64_t out, int64_t in) {
         return source.get(prefix + "self_attn." + name + "_proj.weight", {out, in});
     };
@@ -69,11 +74,12 @@ TextModel::Layer TextModel::load_layer(TensorSource& source, int64_t index, Form
         layer.index_in_group += config_.layers[static_cast<size_t>(i)].sliding == layer.kind.sliding;
     }
     layer.input_norm = vector("input_layernorm.weight", 1.0F);
-    layer.projections = pack({matrix("q", query, d), matrix("k", key, d), matrix("v", key, d), matrix("gate", query, d)}, format,
-                             machine.kernels, machine.pool);
+    layer.projections =
+        pack({matrix("q", query, d), matrix("k", key, d), matrix("v", key, d), matrix("gate", query, d)}, format,
+             machine.kernels, machine.pool);
     layer.output = pack({matrix("o", d, query)}, format, machine.kernels, machine.pool);
-    residual_gate(vector("post_attention_residual_gate.gate", 0.0F), config_.residual_gate_temperature, layer.attention_alpha,
-                  layer.attention_beta);
+    residual_gate(vector("post_attention_residual_gate.gate", 0.0F), config_.residual_gate_temperature,
+                  layer.attention_alpha, layer.attention_beta);
     layer.feedforward_norm = vector("pre_feedforward_layernorm.weight", 1.0F);
     if (layer.kind.sparse) {
         layer.experts = std::make_unique<MixtureOfExperts>(source, config_, prefix + "mlp.", format, machine);
@@ -113,7 +119,8 @@ void TextModel::forward(const Machine& machine, const Batch& batch, float* logit
         for_rows(machine, n, d * 4, [&](int64_t row) {
             float* b = branch + row * d;
             kernels.input_scaled_norm(b, layer.post_feedforward_norm.data(), d, config_.post_norm_eps, b);
-            kernels.residual_gate(residual + row * d, layer.feedforward_alpha.data(), layer.feedforward_beta.data(), b, d);
+            kernels.residual_gate(residual + row * d, layer.feedforward_alpha.data(), layer.feedforward_beta.data(), b,
+                                  d);
         });
     }
     head(machine, batch, logits);
@@ -140,7 +147,8 @@ void TextModel::compute_rotary(const Machine& machine, const Batch& batch) {
     for_rows(machine, batch.num_tokens, half * 64, [&](int64_t row) {
         float* r = rotary + row * 2 * half;
         for (int64_t i = 0; i < half; ++i) {
-            const float angle = static_cast<float>(batch.positions[row]) * config_.rotary_frequencies[static_cast<size_t>(i)];
+            const float angle =
+                static_cast<float>(batch.positions[row]) * config_.rotary_frequencies[static_cast<size_t>(i)];
             r[i] = static_cast<float>(std::cos(static_cast<double>(angle)));
             r[half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
         }
@@ -153,7 +161,8 @@ void TextModel::attention_half(const Machine& machine, const Batch& batch, const
     work_.input.shape_for(layer.projections, n);
     for_rows(machine, n, d * 3, [&](int64_t row) {
         float* normed = work_.normed.data() + row * d;
-        machine.kernels.rms_norm(work_.residual.data() + row * d, layer.input_norm.data(), d, config_.rms_norm_eps, normed);
+        machine.kernels.rms_norm(work_.residual.data() + row * d, layer.input_norm.data(), d, config_.rms_norm_eps,
+                                 normed);
         work_.input.prepare(machine.kernels, row, normed, d);
     });
     multiply(machine, layer.projections, work_.input, n, work_.projected.reserve(n, width), width);
@@ -185,7 +194,8 @@ void TextModel::write_pages(const Machine& machine, const Batch& batch, const Pl
         std::byte* page = pool.page(table[run.sequence * columns + run.page]);
         if (run.first_slot == 0) {
             // What an earlier owner left must not meet a weight of zero: 0 * NaN would be NaN.
-            std::memset(page + pool.head_offset(layer.index_in_group, 0), 0, static_cast<size_t>(num_kv_heads * head.bytes()));
+            std::memset(page + pool.head_offset(layer.index_in_group, 0), 0,
+                        static_cast<size_t>(num_kv_heads * head.bytes()));
         }
         for (int64_t row = run.first_row; row < run.first_row + run.num_rows; ++row) {
             float* q = work_.projected.data() + row * width;
@@ -201,11 +211,12 @@ void TextModel::write_pages(const Machine& machine, const Batch& batch, const Pl
             if (head.format == Format::float32) {
                 std::memcpy(query, q, static_cast<size_t>(num_heads * query_bytes));
             } else {
-                kernels.to_bfloat16(q, config_.query_width(), reinterpret_cast<uint16_t*>(query), config_.query_width());
+                kernels.to_bfloat16(q, config_.query_width(), reinterpret_cast<uint16_t*>(query),
+                                    config_.query_width());
             }
             for (int64_t h = 0; h < num_kv_heads; ++h) {
-                head.put(kernels, page + pool.head_offset(layer.index_in_group, h), run.first_slot + row - run.first_row,
-                         k + h * d, v + h * d);
+                head.put(kernels, page + pool.head_offset(layer.index_in_group, h),
+                         run.first_slot + row - run.first_row, k + h * d, v + h * d);
             }
         }
     });
@@ -254,8 +265,8 @@ void TextModel::head(const Machine& machine, const Batch& batch, float* logits) 
     work_.head.shape_for(lm_head_, batch.num_logits);
     for_rows(machine, batch.num_logits, d * 3, [&](int64_t i) {
         float* row = work_.normed.data() + batch.logit_rows[i] * d;
-        machine.kernels.rms_norm(work_.residual.data() + batch.logit_rows[i] * d, final_norm_.data(), d, config_.rms_norm_eps,
-                                 row);
+        machine.kernels.rms_norm(work_.residual.data() + batch.logit_rows[i] * d, final_norm_.data(), d,
+                                 config_.rms_norm_eps, row);
         work_.head.prepare(machine.kernels, i, row, d);
     });
     Epilogue epilogue;

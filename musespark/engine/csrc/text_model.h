@@ -1,5 +1,6 @@
-// The decoder: embedding, layers over paged keys and values, head. One `forward` is one step of the engine. Source: muse_spark
-// as in musespark/model/network/text.py; letters as there: N tokens, D hidden, H query heads, K kv heads, d head width.
+// The decoder: embedding, layers over paged keys and values, head. One `forward` is one step of the engine. Source:
+// muse_spark as in musespark/model/network/text.py; letters as there: N tokens, D hidden, H query heads, K kv heads, d
+// head width.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +67,7 @@ private:
     int64_t projected_width() const { return 2 * config_.query_width() + 2 * config_.key_width(); }
 
     TextConfig config_;
-    Tensor embedding_;         // (V, D), read row by row
+    Tensor embedding_;  // (V, D), read row by row
     Bytes embedding_memory_;
     std::vector<Layer> layers_;
     std::vector<float> final_norm_;

@@ -8,7 +8,8 @@ namespace musespark {
 
 namespace {
 
-// Longer than the serial parts between two loops of a step (a few microseconds), far shorter than a scheduler's time slice.
+// Longer than the serial parts between two loops of a step (a few microseconds), far shorter than a scheduler's time
+// slice.
 constexpr auto kSpin = std::chrono::microseconds(30);
 
 inline void relax() {
@@ -86,7 +87,8 @@ void ThreadPool::work(int thread) {
 
 void ThreadPool::worker(int thread) {
     const auto has_work = [this] {
-        return static_cast<uint32_t>(ticket_.load(std::memory_order_relaxed)) != 0 || stop_.load(std::memory_order_relaxed);
+        return static_cast<uint32_t>(ticket_.load(std::memory_order_relaxed)) != 0 ||
+               stop_.load(std::memory_order_relaxed);
     };
     while (!stop_.load(std::memory_order_relaxed)) {
         const uint32_t before = wake_.load(std::memory_order_acquire);

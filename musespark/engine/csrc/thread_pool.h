@@ -1,8 +1,8 @@
 // A pool of threads for the many short parallel loops of a step.
 //
-// Tasks are claimed one by one, so a loop never waits for a thread that has not woken up, only for tasks that have begun.
-// Waiting is a short bounded spin, then a futex: on a machine where something else wants the core, a spinning waiter would
-// hold up the very thread it waits for.
+// Tasks are claimed one by one, so a loop never waits for a thread that has not woken up, only for tasks that have
+// begun. Waiting is a short bounded spin, then a futex: on a machine where something else wants the core, a spinning
+// waiter would hold up the very thread it waits for.
 #pragma once
 
 #include <atomic>
@@ -55,8 +55,8 @@ private:
     const void* context_ = nullptr;
     uint32_t count_ = 0;
 
-    // Loop number in the high half, tasks not yet claimed in the low half. One word, so that a late thread cannot claim a
-    // task of a loop that it did not read.
+    // Loop number in the high half, tasks not yet claimed in the low half. One word, so that a late thread cannot claim
+    // a task of a loop that it did not read.
     alignas(64) std::atomic<uint64_t> ticket_{0};
     alignas(64) std::atomic<uint32_t> unfinished_{0};
     alignas(64) std::atomic<uint32_t> wake_{0};  // bumped with every loop and at the end; sleepers wait on it

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <numbers>
 #include <stdexcept>
 
 namespace musespark {
@@ -19,7 +17,8 @@ Tensor sum_of_frames(const Tensor& tensor, int64_t out, int64_t frame) {
     for (int64_t r = 0; r < out; ++r) {
         tensor.read_row(r, row.data());
         for (int64_t i = 0; i < frame; ++i) {
-            (*sum)[static_cast<size_t>(r * frame + i)] = row[static_cast<size_t>(i)] + row[static_cast<size_t>(frame + i)];
+            (*sum)[static_cast<size_t>(r * frame + i)] =
+                row[static_cast<size_t>(i)] + row[static_cast<size_t>(frame + i)];
         }
     }
     Tensor result;
@@ -59,12 +58,15 @@ VisionModel::VisionModel(TensorSource& source, const VisionConfig& config, int64
     for (int thread = 0; thread < machine.pool.num_threads(); ++thread) work_.attention.emplace_back(head_);
 }
 
-VisionModel::Layer VisionModel::load_layer(TensorSource& source, int64_t index, Format format, const Machine& machine) const {
+VisionModel::Layer VisionModel::load_layer(TensorSource& source, int64_t index, Format format,
+                                           const Machine& machine) const {
     const int64_t c = config_.hidden_size, wide = config_.intermediate_size;
     const std::string prefix = "model.vision_tower.layers." + std::to_string(index) + ".";
     const auto vector = [&](const char* name, int64_t n) { return read_vector(source.get(prefix + name, {n})); };
     const auto tensor = [&](const char* name, int64_t out, int64_t in) { return source.get(prefix + name, {out, in}); };
-    const auto packed = [&](const std::vector<Tensor>& stacked) { return pack(stacked, format, machine.kernels, machine.pool); };
+    const auto packed = [&](const std::vector<Tensor>& stacked) {
+        return pack(stacked, format, machine.kernels, machine.pool);
+    };
     Layer layer;
     layer.full_attention = config_.full_attention[static_cast<size_t>(index)];
     layer.norm1_weight = vector("norm1.weight", c);
@@ -120,7 +122,8 @@ void VisionModel::encode(const Machine& machine, const float* patches, int64_t r
     });
 }
 
-// Tiles of window x window patches from the top left, ragged at the right and bottom; all that follows is in this order.
+// Tiles of window x window patches from the top left, ragged at the right and bottom; all that follows is in this
+// order.
 void VisionModel::order_patches(int64_t rows, int64_t columns) {
     work_.order.clear();
     work_.windows.clear();
@@ -151,8 +154,9 @@ void VisionModel::embed(const Machine& machine, const float* patches, int64_t ro
     });
 }
 
-// The square table, sampled bilinearly with zeros outside. Patch n reads the sample at row n / rows, column n % rows of a
-// columns x rows grid: for grids that are not square a scramble, and the one that published weights were trained with.
+// The square table, sampled bilinearly with zeros outside. Patch n reads the sample at row n / rows, column n % rows of
+// a columns x rows grid: for grids that are not square a scramble, and the one that published weights were trained
+// with.
 void VisionModel::add_position(float* row, int64_t patch, int64_t rows, int64_t columns) const {
     const int64_t side = config_.window, c = config_.hidden_size;
     const auto sample = [&](int64_t i, int64_t count) {
@@ -162,15 +166,16 @@ void VisionModel::add_position(float* row, int64_t patch, int64_t rows, int64_t 
     const auto top = static_cast<int64_t>(std::floor(y)), left = static_cast<int64_t>(std::floor(x));
     for (int64_t i = std::max<int64_t>(top, 0); i <= std::min(top + 1, side - 1); ++i) {
         for (int64_t j = std::max<int64_t>(left, 0); j <= std::min(left + 1, side - 1); ++j) {
-            const float weight = (1.0F - std::abs(y - static_cast<float>(i))) * (1.0F - std::abs(x - static_cast<float>(j)));
+            const float weight =
+                (1.0F - std::abs(y - static_cast<float>(i))) * (1.0F - std::abs(x - static_cast<float>(j)));
             const float* entry = position_table_.data() + (i * side + j) * c;
             for (int64_t k = 0; k < c; ++k) row[k] += weight * entry[k];
         }
     }
 }
 
-// The column turns the first half of the pairs, the row the second. Coordinates count from 1: the reference keeps 0 for a class
-// token that this tower does not have.
+// The column turns the first half of the pairs, the row the second. Coordinates count from 1: the reference keeps 0 for
+// a class token that this tower does not have.
 void VisionModel::compute_rotary(const Machine& machine, int64_t columns) {
     const int64_t half = config_.head_dim() / 2, quarter = half / 2;
     const auto num_patches = static_cast<int64_t>(work_.order.size());
@@ -193,7 +198,8 @@ void VisionModel::norm_rows(const Machine& machine, const std::vector<float>& we
     work_.operand.shape_for(next, num_patches);
     float* normed = work_.branch.reserve(num_patches, c);
     for_rows(machine, num_patches, c * 4, [&](int64_t i) {
-        machine.kernels.layer_norm(work_.hidden.data() + i * c, weight.data(), bias.data(), c, kLayerEps, normed + i * c);
+        machine.kernels.layer_norm(work_.hidden.data() + i * c, weight.data(), bias.data(), c, kLayerEps,
+                                   normed + i * c);
         work_.operand.prepare(machine.kernels, i, normed + i * c, c);
     });
 }
@@ -201,9 +207,8 @@ void VisionModel::norm_rows(const Machine& machine, const std::vector<float>& we
 void VisionModel::run_layer(const Machine& machine, const Layer& layer, int64_t num_patches) {
     const int64_t c = config_.hidden_size, wide = config_.intermediate_size;
     const auto add_branch = [&] {
-        for_rows(machine, num_patches, c * 2, [&](int64_t i) {
-            machine.kernels.add(work_.hidden.data() + i * c, work_.branch.data() + i * c, c);
-        });
+        for_rows(machine, num_patches, c * 2,
+                 [&](int64_t i) { machine.kernels.add(work_.hidden.data() + i * c, work_.branch.data() + i * c, c); });
     };
     Epilogue with_bias;
     norm_rows(machine, layer.norm1_weight, layer.norm1_bias, layer.projections, num_patches);
@@ -222,93 +227,16 @@ void VisionModel::run_layer(const Machine& machine, const Layer& layer, int64_t 
     with_bias.gelu = true;
     multiply(machine, layer.fc1, work_.operand, num_patches, activated, wide, with_bias);
     work_.operand.shape_for(layer.fc2, num_patches);
-    for_rows(machine, num_patches, wide, [&](int64_t i) {
-        work_.operand.prepare(machine.kernels, i, activated + i * wide, wide);
-    });
+    for_rows(machine, num_patches, wide,
+             [&](int64_t i) { work_.operand.prepare(machine.kernels, i, activated + i * wide, wide); });
     with_bias.bias = layer.fc2_bias.data();
     with_bias.gelu = false;
     multiply(machine, layer.fc2, work_.operand, num_patches, work_.branch.data(), c, with_bias);
     add_branch();
 }
 
-// Attention within each segment, without a causal mask; the result is left as operand rows for the output projection.
-void VisionModel::attend(const Machine& machine, const std::vector<Segment>& segments, int64_t num_patches) {
-    const Kernels& kernels = machine.kernels;
-    const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
-    const int64_t query_bytes = d * head_.element_bytes();
-    fill_pages(machine, segments);
-    std::vector<Segment> blocks;        // of at most kQueryRows rows
-    std::vector<size_t> segment_of;
-    for (size_t s = 0; s < segments.size(); ++s) {
-        for (int64_t first = 0; first < segments[s].count; first += kQueryRows) {
-            blocks.push_back({segments[s].first + first, std::min(kQueryRows, segments[s].count - first)});
-            segment_of.push_back(s);
-        }
-    }
-    machine.pool.run(static_cast<int64_t>(blocks.size()) * num_heads, [&](int64_t task, int thread) {
-        const auto index = static_cast<size_t>(task / num_heads);
-        const int64_t h = task % num_heads;
-        const Segment& block = blocks[index];
-        Query queries[kQueryRows];
-        for (int64_t i = 0; i < block.count; ++i) {
-            queries[i] = {work_.queries.data() + ((block.first + i) * num_heads + h) * query_bytes, 0,
-                          segments[segment_of[index]].count};
-        }
-        const std::byte* first_page = work_.pages.data() + (work_.first_page[segment_of[index]] * num_heads + h) * head_.bytes();
-        AttentionScratch& scratch = work_.attention[static_cast<size_t>(thread)];
-        scratch.attend(kernels, {first_page, num_heads * head_.bytes(), nullptr}, queries, block.count);
-        for (int64_t i = 0; i < block.count; ++i) {
-            std::copy_n(scratch.output(i), d, work_.projected.data() + (block.first + i) * 3 * c + h * d);
-        }
-    });
-    for_rows(machine, num_patches, c, [&](int64_t i) {
-        work_.operand.prepare(kernels, i, work_.projected.data() + i * 3 * c, c);
-    });
-}
-
-// Turn q and k; store the queries as operands, k and v in pages of 64 that start anew with each segment.
-void VisionModel::fill_pages(const Machine& machine, const std::vector<Segment>& segments) {
-    const Kernels& kernels = machine.kernels;
-    const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
-    const int64_t query_bytes = d * head_.element_bytes();
-    const float query_scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(d));
-    work_.page_rows.clear();
-    work_.first_page.clear();
-    int64_t num_patches = 0;
-    for (const Segment& segment : segments) {
-        work_.first_page.push_back(static_cast<int64_t>(work_.page_rows.size()));
-        for (int64_t row = 0; row < segment.count; row += kPageTokens) {
-            work_.page_rows.push_back({segment.first + row, std::min(kPageTokens, segment.count - row)});
-        }
-        num_patches += segment.count;
-    }
-    const auto num_pages = static_cast<int64_t>(work_.page_rows.size());
-    std::byte* pages = work_.pages.reserve(num_pages, num_heads * head_.bytes());
-    std::byte* queries = work_.queries.reserve(num_patches, num_heads * query_bytes);
-    machine.pool.run(num_pages, [&](int64_t index, int) {
-        const Segment& rows = work_.page_rows[static_cast<size_t>(index)];
-        std::byte* page = pages + index * num_heads * head_.bytes();
-        // What an earlier image left must not meet a weight of zero: 0 * NaN would be NaN.
-        if (rows.count < kPageTokens) std::memset(page, 0, static_cast<size_t>(num_heads * head_.bytes()));
-        for (int64_t slot = 0; slot < rows.count; ++slot) {
-            const int64_t row = rows.first + slot;
-            float* q = work_.projected.data() + row * 3 * c;
-            float* k = q + c;
-            const float* cosine = work_.rotary.data() + row * d;
-            for (int64_t h = 0; h < 2 * num_heads; ++h) kernels.rotate(q + h * d, cosine, cosine + d / 2, d / 2);
-            kernels.scale(q, query_scale, c);
-            std::byte* query = queries + row * num_heads * query_bytes;
-            if (head_.format == Format::float32) {
-                std::memcpy(query, q, static_cast<size_t>(num_heads * query_bytes));
-            } else {
-                kernels.to_bfloat16(q, c, reinterpret_cast<uint16_t*>(query), c);
-            }
-            for (int64_t h = 0; h < num_heads; ++h) head_.put(kernels, page + h * head_.bytes(), slot, k + h * d, k + c + h * d);
-        }
-    });
-}
-
-// ln_post, then merge_size x merge_size patches to one row, channel-major: entry channel * merge_size^2 + dy * merge_size + dx.
+// ln_post, then merge_size x merge_size patches to one row, channel-major: entry channel * merge_size^2 + dy *
+// merge_size + dx.
 void VisionModel::merge(const Machine& machine, int64_t rows, int64_t columns) {
     const int64_t c = config_.hidden_size, m = config_.merge_size, num_patches = rows * columns;
     float* merged = work_.merged.reserve(num_patches / (m * m), c * m * m);

@@ -1,5 +1,5 @@
-// The image tower, merger, adapter and projection: patches of any grid to features in the width of the text. Source: muse_spark
-// as in musespark/model/network/vision.py; letters as there: P patches, C tower width, D text width.
+// The image tower, merger, adapter and projection: patches of any grid to features in the width of the text. Source:
+// muse_spark as in musespark/model/network/vision.py; letters as there: P patches, C tower width, D text width.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ public:
     VisionModel(TensorSource& source, const VisionConfig& config, int64_t text_width, float eps, Format format,
                 const Machine& machine);
 
-    // patches (rows * columns, 3 * patch_size^2) in raster order -> features (rows * columns / merge_size^2, D), of unit mean
-    // square. Throws std::invalid_argument if the grid can't be merged.
+    // patches (rows * columns, 3 * patch_size^2) in raster order -> features (rows * columns / merge_size^2, D), of
+    // unit mean square. Throws std::invalid_argument if the grid can't be merged.
     void encode(const Machine& machine, const float* patches, int64_t rows, int64_t columns, float* features);
 
 private:
@@ -39,17 +39,17 @@ private:
     };
 
     struct Workspace {
-        std::vector<int64_t> order;        // (P) raster index of each row: window by window
+        std::vector<int64_t> order;  // (P) raster index of each row: window by window
         std::vector<Segment> windows;
-        Scratch<float> hidden;             // (P, C)
-        Scratch<float> branch;             // (P, C)
-        Scratch<float> projected;          // (P, 3C), later (P, intermediate) and the adapter's rows
-        Scratch<float> rotary;             // (P, head_dim): cosines, sines
-        Scratch<float> merged;             // (cells, C * merge_size^2)
-        Scratch<std::byte> queries;        // (P, heads, head_dim) in the format of the keys
-        Scratch<std::byte> pages;          // pages of 64 keys, all heads of a page together
-        std::vector<Segment> page_rows;    // the rows in each page
-        std::vector<int64_t> first_page;   // of each segment
+        Scratch<float> hidden;            // (P, C)
+        Scratch<float> branch;            // (P, C)
+        Scratch<float> projected;         // (P, 3C), later (P, intermediate) and the adapter's rows
+        Scratch<float> rotary;            // (P, head_dim): cosines, sines
+        Scratch<float> merged;            // (cells, C * merge_size^2)
+        Scratch<std::byte> queries;       // (P, heads, head_dim) in the format of the keys
+        Scratch<std::byte> pages;         // pages of 64 keys, all heads of a page together
+        std::vector<Segment> page_rows;   // the rows in each page
+        std::vector<int64_t> first_page;  // of each segment
         Operand operand;
         std::vector<AttentionScratch> attention;
     };

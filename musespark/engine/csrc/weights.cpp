@@ -112,8 +112,9 @@ int64_t common_group_size(const std::vector<Tensor>& stacked) {
     for (const Tensor& tensor : stacked) {
         if (tensor.type != Tensor::Type::int8) continue;
         if (group_size != 0 && tensor.group_size != group_size) {
-            throw std::invalid_argument(tensor.name + " has groups of " + std::to_string(tensor.group_size) + " inputs, " +
-                                        stacked[0].name + " of " + std::to_string(group_size) + "; they must be equal");
+            throw std::invalid_argument(tensor.name + " has groups of " + std::to_string(tensor.group_size) +
+                                        " inputs, " + stacked[0].name + " of " + std::to_string(group_size) +
+                                        "; they must be equal");
         }
         group_size = tensor.group_size;
     }
@@ -134,7 +135,8 @@ void Tensor::read_row(int64_t row, float* out) const {
             break;
         case Type::bfloat16:
             for (int64_t k = 0; k < n; ++k) {
-                out[k] = std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(data)[start + k]) << 16);
+                out[k] =
+                    std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(data)[start + k]) << 16);
             }
             break;
         case Type::int8: {
@@ -150,7 +152,8 @@ void Tensor::read_row(int64_t row, float* out) const {
 Tensor TensorSource::get(const std::string& name, const std::vector<int64_t>& shape) {
     Tensor tensor = get(name);
     if (tensor.shape != shape) {
-        throw std::invalid_argument(name + " has shape " + text(tensor.shape) + ", but config.json asks for " + text(shape));
+        throw std::invalid_argument(name + " has shape " + text(tensor.shape) + ", but config.json asks for " +
+                                    text(shape));
     }
     return tensor;
 }
@@ -176,7 +179,9 @@ PackedMatrix pack(const std::vector<Tensor>& stacked, Format format, const Kerne
     packed.in = stacked[0].shape.back();
     packed.group_size = format == Format::int8 ? common_group_size(stacked) : 1;
     // bfloat16 inputs go in pairs, int8 ones in whole groups.
-    packed.depth = round_up(packed.in, format == Format::float32 ? 1 : format == Format::bfloat16 ? 2 : packed.group_size);
+    packed.depth = round_up(packed.in, format == Format::float32    ? 1
+                                       : format == Format::bfloat16 ? 2
+                                                                    : packed.group_size);
     packed.num_panels = divide_up(packed.out, kPanel);
     packed.panel_bytes = panel_bytes(format, packed.depth, packed.group_size);
     const int64_t num_panels = checked_product({packed.num_matrices, packed.num_panels});
@@ -193,8 +198,8 @@ PackedMatrix pack(const std::vector<Tensor>& stacked, Format format, const Kerne
             const Tensor& tensor = stack.find(row);
             if (format == Format::int8 && tensor.type == Tensor::Type::int8) {
                 put_int8(panel, lane, static_cast<const int8_t*>(tensor.data) + row * packed.in,
-                         tensor.scales + row * (packed.in / packed.group_size), packed.in, packed.depth, packed.group_size,
-                         kernels.int8_weight_xor);
+                         tensor.scales + row * (packed.in / packed.group_size), packed.in, packed.depth,
+                         packed.group_size, kernels.int8_weight_xor);
                 continue;
             }
             tensor.read_row(row, buffer.floats.data());
@@ -204,9 +209,10 @@ PackedMatrix pack(const std::vector<Tensor>& stacked, Format format, const Kerne
                 kernels.to_bfloat16(buffer.floats.data(), packed.in, buffer.halves.data(), packed.depth);
                 put_bfloat16(reinterpret_cast<uint16_t*>(panel), lane, buffer.halves.data(), packed.depth);
             } else {
-                quantize_row(buffer.floats.data(), packed.in, packed.group_size, buffer.values.data(), buffer.scales.data());
-                put_int8(panel, lane, buffer.values.data(), buffer.scales.data(), packed.in, packed.depth, packed.group_size,
-                         kernels.int8_weight_xor);
+                quantize_row(buffer.floats.data(), packed.in, packed.group_size, buffer.values.data(),
+                             buffer.scales.data());
+                put_int8(panel, lane, buffer.values.data(), buffer.scales.data(), packed.in, packed.depth,
+                         packed.group_size, kernels.int8_weight_xor);
             }
         }
     });

@@ -1,4 +1,5 @@
-// Weights as the kernels want them: read from whatever the checkpoint stores, repacked into panels of 16 outputs, owned here.
+// Weights as the kernels want them: read from whatever the checkpoint stores, repacked into panels of 16 outputs, owned
+// here.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,8 @@ public:
     Tensor get(const std::string& name, const std::vector<int64_t>& shape);
 };
 
-// `num_matrices` matrices of equal shape (the experts of a layer, or 1), packed. Outputs and inputs are padded with zeros.
+// `num_matrices` matrices of equal shape (the experts of a layer, or 1), packed. Outputs and inputs are padded with
+// zeros.
 struct PackedMatrix {
     Format format = Format::float32;
     int64_t num_matrices = 0;
@@ -58,9 +60,9 @@ constexpr int64_t kDefaultGroup = 32;
 // Bytes of a panel of `depth` inputs; depth is padded already.
 int64_t panel_bytes(Format format, int64_t depth, int64_t group_size);
 
-// Packs tensors of the same input width, stacked along the outputs: (out, in) each, or one (E, out, in). An int8 checkpoint
-// keeps its integers and scales in int8 and is dequantised for the other formats; a float one is rounded to nearest, with a
-// scale for each group. Throws std::invalid_argument if stacked tensors have different group sizes.
+// Packs tensors of the same input width, stacked along the outputs: (out, in) each, or one (E, out, in). An int8
+// checkpoint keeps its integers and scales in int8 and is dequantised for the other formats; a float one is rounded to
+// nearest, with a scale for each group. Throws std::invalid_argument if stacked tensors have different group sizes.
 PackedMatrix pack(const std::vector<Tensor>& stacked, Format format, const Kernels& kernels, ThreadPool& pool);
 
 // The tensor as floats, each plus `offset`.
