@@ -41,7 +41,10 @@ LARGEST_GROUP: dict[Bits, int] = {8: 64, 4: 32}
 SMALLEST_GROUP = 8
 
 # The Linear modules that keep their type, for readers that go by the module list.
-IGNORED_MODULES = ("re:^model\\.vision_.*", "re:^model\\.audio_tower.*", "re:.*\\.mlp\\.gate$")
+IGNORED_MODULES = (
+    *("re:^model\\.vision_.*", "re:^model\\.audio_tower.*", "re:.*\\.mlp\\.gate$"),
+    *("re:^vision_model\\..*", "re:^multi_modal_projector\\..*", "re:.*\\.router$"),  # Llama 4's names of the same
+)
 
 
 def quantize_checkpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from musespark.errors import CheckpointError
 from musespark.model.checkpoint import Plain, Quantized, open_checkpoint, save_checkpoint
 from musespark.model.pack_quantized import Bits
 from musespark.model.presets import preset
@@ -72,3 +73,15 @@ def test_experts_are_quantised_along_their_inputs(fused: Path, tmp_path: Path, b
     assert isinstance(checkpoint.weight("language_model.lm_head.weight"), Quantized)
     assert isinstance(checkpoint.weight(f"{EXPERTS.removesuffix('experts.')}router.weight"), Plain)
     assert isinstance(checkpoint.weight("vision_model.model.layers.0.self_attn.q_proj.weight"), Plain)
+
+
+@pytest.mark.parametrize("name", ["toy-glimmer", "toy-llama4"])
+def test_an_audio_tower_is_unexpected_in_a_family_without_one(name: str, tmp_path: Path) -> None:
+    config = preset(name)
+    tensors = random_tensors(config) | {"model.audio_tower.norm.weight": np.zeros(1, np.float32)}
+    save_checkpoint(tmp_path / "model", config, random_tensors(config))
+    raw = {tensor: RawTensor.from_array(array) for tensor, array in tensors.items()}
+    layout = {tensor: (value.dtype, value.shape) for tensor, value in raw.items()}
+    write_tensors(tmp_path / "model" / "model.safetensors", layout, raw.__getitem__)
+    with pytest.raises(CheckpointError, match=r"Unexpected: 'model\.audio_tower\.norm\.weight'"):
+        open_checkpoint(tmp_path / "model")
