@@ -65,6 +65,12 @@ class World:
             assert time.monotonic() < deadline, f"not true after {timeout_s} s; {self.service.stats}"
             time.sleep(0.005)
 
+    def log_line(self, containing: str) -> str:
+        """The one line of the log with this text; it is written when the answer has been sent already."""
+        self.wait_until(lambda: containing in LOG.getvalue())
+        [line] = [line for line in LOG.getvalue().splitlines() if containing in line]
+        return line
+
     def wait_until_idle(self) -> None:
         self.wait_until(lambda: self.service.stats.running == self.service.stats.waiting == self.pages_in_use() == 0)
 

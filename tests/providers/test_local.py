@@ -230,7 +230,7 @@ def test_an_admitted_request_no_longer_holds_what_was_sent() -> None:
         stream = await provider.chat(conversation("count"))
         await anext(stream)
         gc.collect()
-        assert not any(isinstance(held, ChatRequest) for held in gc.get_objects())
+        assert not any(type(held) is ChatRequest for held in gc.get_objects())
         await stream.aclose()
 
     with_provider(test)
