@@ -33,7 +33,7 @@ class BodyReader:
         """
         self._check_headers(request)
         held = 0
-        chunks = []
+        chunks: list[bytes] = []
         try:
             try:
                 async with asyncio.timeout(self._timeout_s):
@@ -53,7 +53,7 @@ class BodyReader:
                             break
             except TimeoutError:
                 raise InvalidRequest(f"the body was not complete after {self._timeout_s:g} s") from None
-            yield b"".join(chunks)
+            yield _joined(chunks)
         finally:
             self._free += held
 
@@ -73,3 +73,10 @@ class BodyReader:
             f"the body is larger than {self._limit:,} bytes; the operator of this server can raise "
             "MUSESPARK_MAX_BODY_BYTES"
         )
+
+
+def _joined(chunks: list[bytes]) -> bytes:
+    """All of them as one; the list is empty then, since it would outlive what the caller does with the body."""
+    whole = b"".join(chunks)
+    chunks.clear()
+    return whole
