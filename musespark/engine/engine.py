@@ -98,8 +98,8 @@ class Engine:
             raise EngineFailed("the engine stopped after an internal error; restart the server")
         if request.id in self._states:
             raise InvalidRequest(f"a request with the id {request.id!r} is running already")
+        check_length(request, self._config, self._cache)  # first: it bounds what the other costs
         check_request(request, self._config)
-        check_length(request, self._config, self._cache)
         self._check_queue(request)
         state = RequestState(request)
         self._arrivals += 1

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from musespark.chat.image_files import read_header
 from musespark.chat.images import plan_grid
-from musespark.chat.messages import Image
+from musespark.chat.messages import Image, Text
 from musespark.chat.templates import ChatSettings, Prompt, render
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
@@ -44,6 +44,7 @@ class LocalProvider:
         self._settings = settings
         self._defaults = defaults
         self._end_ids = tokenizer.stop_token_ids | frozenset(defaults.eos_token_ids)
+        self._longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self._threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
         self._closed = False
 
@@ -90,6 +91,7 @@ class LocalProvider:
         self._sampling(request, max_tokens=1)
         make_output = self._make_output(request)
         make_output(0)
+        self._check_text_sizes(request)
         self._check_image_sizes(request)
         try:
             prompt = render(
@@ -108,6 +110,19 @@ class LocalProvider:
             n=request.n,
             make_output=make_output,
         )
+
+    def _check_text_sizes(self, request: ChatRequest) -> None:
+        """Refuse by their length texts that no context holds: encoding them takes up to a second a megabyte."""
+        parts = (part for message in request.messages for part in message.content)
+        num_characters = sum(len(part.text) for part in parts if isinstance(part, Text))
+        num_tokens = num_characters // self._longest_token  # at least: a token has that many bytes at the most
+        limit = self._service.context_length
+        if num_tokens >= limit:
+            raise ContextTooLong(
+                f"the texts have {num_characters:,} characters, which are at least {num_tokens:,} tokens; this model "
+                f"takes {limit:,}; shorten them",
+                param="messages",
+            )
 
     def _check_image_sizes(self, request: ChatRequest) -> None:
         """Refuse by their headers images that no context holds, before a pixel is decoded."""

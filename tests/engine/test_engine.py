@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,19 @@ def test_context_limit_of_the_model_counts_prompt_and_completion() -> None:
     assert len(run_alone(engine, request(prompt_of(1000), 24)).ids()) == 24
     with pytest.raises(ContextTooLong, match=r"has 1,001 tokens and max_tokens is 24, together 1,025; .* 1,024"):
         engine.submit(request(prompt_of(1001), 24))
+
+
+def test_a_prompt_that_is_too_long_is_refused_by_its_length_alone() -> None:
+    """Everybody's next token would wait while millions of ids are looked at."""
+
+    class Unread(tuple[int, ...]):
+        def __iter__(self) -> Iterator[int]:
+            raise AssertionError("nobody should look at them")
+
+    long = request(prompt_of(1100))
+    object.__setattr__(long, "prompt", Unread(long.prompt))
+    with pytest.raises(ContextTooLong):
+        Engine(HashRunner()).submit(long)
 
 
 def test_context_limit_of_the_full_pages() -> None:

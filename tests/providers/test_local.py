@@ -122,8 +122,22 @@ def test_max_tokens_defaults_to_the_room_that_is_left() -> None:
 
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers() -> None:
     async def test(provider: LocalProvider) -> None:
-        with pytest.raises(ContextTooLong, match=r"the prompt has 5,\d{3} tokens .* 4,096"):
-            await provider.chat(conversation("x" * 5000))
+        with pytest.raises(ContextTooLong, match=r"the prompt has 4,\d{3} tokens .* 4,096"):
+            await provider.chat(conversation("x" * 4095))
+
+    with_provider(test)
+
+
+def test_texts_that_no_context_holds_are_refused_before_they_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def render(*_: object, **__: object) -> None:
+        raise AssertionError("this takes a second for each megabyte")
+
+    async def test(provider: LocalProvider) -> None:
+        monkeypatch.setattr("musespark.providers.local.render", render)
+        halves = tuple(Message(role, (Text("é" * 2048),)) for role in ("system", "user"))
+        with pytest.raises(ContextTooLong, match=r"4,096 characters, .* at least 4,096 tokens; .* 4,096") as caught:
+            await provider.chat(conversation("", messages=halves))
+        assert caught.value.param == "messages"
 
     with_provider(test)
 
