@@ -33,7 +33,7 @@ _NO_AUDIO = "this model has no audio"
 _NO_TEMPLATES = "templates are never taken from requests: they would run on the server"
 _KNOWN: dict[str, str] = {
     **dict.fromkeys(("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"), _NO_TOOLS),
-    **dict.fromkeys(("audio", "modalities"), _NO_AUDIO),
+    "audio": _NO_AUDIO,
     **dict.fromkeys(("chat_template", "chat_template_kwargs"), _NO_TEMPLATES),
     **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention", "moderation", "prediction", "service_tier"), ""),
     **dict.fromkeys(("store", "verbosity", "web_search_options"), ""),
@@ -101,6 +101,7 @@ class ChatCompletionRequest(Strict):
     top_logprobs: Annotated[int, Ge(0), Le(MAX_LOGPROBS)] | None = None
     reasoning_effort: Annotated[str, StringConstraints(max_length=40)] | None = None
     response_format: ResponseFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     prompt_cache_key: Label | None = Field(None, description="cached prefixes are shared under the same key only")
@@ -115,6 +116,13 @@ class ChatCompletionRequest(Strict):
     ) = Field(None, description="labels that come back in the response")
 
     empty_only = frozenset(_KNOWN)
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _no_audio(cls, value: Any) -> Any:
+        if isinstance(value, list) and "audio" in value:
+            raise PydanticCustomError("unsupported_field", "can't have 'audio': this model has none")
+        return value
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatCompletionRequest:

@@ -31,7 +31,7 @@ PrecisionOption = Annotated[
     Precision | None, typer.Option(help="int8 for a quantised checkpoint, else bf16, if left out.", show_default=False)
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Compute threads; one per usable CPU if left out.")
+    int | None, typer.Option(min=1, max=256, help="Compute threads; one per usable CPU if left out.")
 ]
 StateOption = Annotated[
     Path | None, typer.Option(help="Folder of the database; MUSESPARK_STATE_DIR or the user's data folder if left out.")

@@ -170,6 +170,11 @@ def test_a_field_without_effect_is_refused_by_name(field: str, value: Any) -> No
     assert f"`{field}`" in error.message
 
 
+def test_asking_for_text_by_name_is_asking_for_text() -> None:
+    assert understood(modalities=["text"]) == understood()
+    assert refusal(modalities=["smell"]).param == "modalities.0"
+
+
 @pytest.mark.parametrize("value", [0, 0.0, ""])
 def test_a_zero_does_not_say_nothing(value: Any) -> None:
     """In Python 0 equals False; in JSON it is another type."""
