@@ -12,6 +12,7 @@ from typing import Any
 
 from musespark.errors import CheckpointError
 from musespark.model.json_file import read_json_object, show
+from musespark.model.manifest import check_manifest, write_manifest
 from musespark.model.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
@@ -31,7 +32,16 @@ def refuse_pickle(path: Path | str) -> None:
 
 
 def open_weights(folder: Path) -> dict[str, TensorFile]:
-    """Tensor name -> the open file that holds it, from the one file or from the shards that the index lists."""
+    """Tensor name -> the open file that holds it, from the one file or from the shards that the index lists.
+
+    Raises CheckpointError for a file that is not whole, or is not what the folder's checksums say.
+    """
+    tensors = _open_files(folder)
+    check_manifest(folder)
+    return tensors
+
+
+def _open_files(folder: Path) -> dict[str, TensorFile]:
     if (folder / INDEX_FILE).exists():
         if (folder / WEIGHTS_FILE).exists():
             raise CheckpointError(
@@ -103,6 +113,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         yield new
+        write_manifest(new)
         for path in new.iterdir():
             _wait_until_on_disk(path)
         _wait_until_on_disk(new)
