@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
+import torch
 from transformers import (
     Llama4Config,
     Llama4ForConditionalGeneration,
@@ -60,6 +63,20 @@ def random_tensors(config: ModelConfig = TOY, seed: int = 0) -> dict[str, np.nda
 def saved_toy(folder: Path, config: ModelConfig = TOY) -> Path:
     """A float32 checkpoint of the toy preset in `folder`."""
     save_checkpoint(folder, config, random_tensors(config), files={"model_card.md": "# toy\n"})
+    return folder
+
+
+def write_stored(
+    folder: Path, config: ModelConfig, tensors: Mapping[str, np.ndarray | torch.Tensor], **changes: Any
+) -> Path:
+    """A checkpoint written by the published library, with any tensors; `changes` are further fields of its config."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**config.to_dict(), **changes}))
+    stored = {
+        name: (torch.from_numpy(value) if isinstance(value, np.ndarray) else value).contiguous()
+        for name, value in tensors.items()
+    }
+    safetensors.torch.save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -13,7 +13,7 @@ from musespark.model.pack_quantized import Bits
 from musespark.model.presets import preset
 from musespark.model.quantize import quantize_checkpoint, round_to_groups
 from musespark.model.tensor_file import RawTensor, write_tensors
-from tests.model.files import random_tensors
+from tests.model.files import random_tensors, write_stored
 
 TOY = preset("toy-llama4")
 EXPERTS = "language_model.model.layers.1.feed_forward.experts."
@@ -79,9 +79,6 @@ def test_experts_are_quantised_along_their_inputs(fused: Path, tmp_path: Path, b
 def test_an_audio_tower_is_unexpected_in_a_family_without_one(name: str, tmp_path: Path) -> None:
     config = preset(name)
     tensors = random_tensors(config) | {"model.audio_tower.norm.weight": np.zeros(1, np.float32)}
-    save_checkpoint(tmp_path / "model", config, random_tensors(config))
-    raw = {tensor: RawTensor.from_array(array) for tensor, array in tensors.items()}
-    layout = {tensor: (value.dtype, value.shape) for tensor, value in raw.items()}
-    write_tensors(tmp_path / "model" / "model.safetensors", layout, raw.__getitem__)
+    write_stored(tmp_path / "model", config, tensors)
     with pytest.raises(CheckpointError, match=r"Unexpected: 'model\.audio_tower\.norm\.weight'"):
         open_checkpoint(tmp_path / "model")

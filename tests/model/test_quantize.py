@@ -85,7 +85,7 @@ def test_the_config_gains_only_the_quantisation_and_other_files_are_copied(tmp_p
     assert written == config
     assert {path.name for path in (tmp_path / "small").iterdir()} == {
         *("config.json", "generation_config.json", "model.safetensors"),
-        *("tokenizer.json", "model_card.md"),
+        *("tokenizer.json", "model_card.md", "SHA256SUMS"),
     }
     assert (tmp_path / "small" / "tokenizer.json").read_bytes() == b'{"x": 1}'
 
