@@ -47,6 +47,17 @@ def main() -> None:
         sys.exit(2)
 
 
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version and end.")] = False,
+) -> None:
+    if show:
+        from importlib import metadata
+
+        print(f"musespark {metadata.version('musespark')}")
+        raise typer.Exit
+
+
 @app.command()
 def serve(
     checkpoint: CheckpointArgument = None,
@@ -125,7 +136,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A preset or a checkpoint folder.")],
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence; the longest if left out.")] = None,
     memory_gb: Annotated[
-        float | None, typer.Option(min=0, help="Memory to fit in, in GB; this machine's if left out.")
+        float | None, typer.Option(min=0, max=1e9, help="Memory to fit in, in GB; this machine's if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
@@ -161,13 +172,13 @@ def quantize(
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],
-    expires_days: Annotated[float | None, typer.Option(min=0, help="Days until it stops working.")] = None,
+    expires_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days until it stops working.")] = None,
     state_dir: StateOption = None,
 ) -> None:
     """Make a key and print it, once."""
     import time
 
-    expires_at = None if expires_days is None else int(time.time() + expires_days * 86_400)
+    expires_at = None if expires_days is None else int(time.time()) + expires_days * 86_400
     with _accounts(state_dir) as accounts:
         new = accounts.create_key(name, expires_at=expires_at)
     print(new.secret)
@@ -175,12 +186,15 @@ def create_key(
 
 
 @keys_app.command("list")
-def list_keys(state_dir: StateOption = None) -> None:
+def list_keys(
+    state_dir: StateOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON list; times are UTC seconds since 1970.")] = False,
+) -> None:
     """Show every key ever made, without its secret."""
     from musespark.cli.keys import print_keys
 
     with _accounts(state_dir) as accounts:
-        print_keys(accounts.list_keys())
+        print_keys(accounts.list_keys(), as_json=as_json)
 
 
 @keys_app.command("revoke")

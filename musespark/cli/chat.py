@@ -22,9 +22,10 @@ from rich.console import Console
 
 from musespark.api.load import LoadedModel, load_model
 from musespark.api.settings import Settings
+from musespark.chat.image_files import MAX_FILE_BYTES
 from musespark.chat.images import load_image
 from musespark.chat.messages import Image, Message, Text
-from musespark.errors import InvalidImage, MuseSparkError
+from musespark.errors import InvalidImage, InvalidRequest, MuseSparkError
 from musespark.providers.base import ChatRequest, ContentDelta, Finished, Provider, ReasoningDelta
 
 HELP = "/image FILE adds an image to the next message · /reset forgets the conversation · /help · /quit (or Ctrl-D)"
@@ -45,7 +46,8 @@ class Style:
 class Conversation:
     provider: Provider
     style: Style
-    console: Console
+    console: Console = field(default_factory=Console)
+    notes: Console = field(default_factory=lambda: Console(stderr=True))
     messages: list[Message] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
@@ -59,16 +61,19 @@ class Conversation:
 
     def add_image(self, path: Path) -> None:
         """Put an image in front of the next message. Raises InvalidImage if it is not one."""
-        try:
-            data = path.expanduser().read_bytes()
-        except OSError as error:
-            raise InvalidImage(f"{path} can't be read: {error.strerror}") from None
+        data = _read_image(path.expanduser())
         num_tokens = load_image(data).num_tokens
         self.images.append(Image(data))
-        self.console.print(f"[dim]{path.name}: {num_tokens} tokens[/dim]", highlight=False)
+        self.note(f"{path.name}: {num_tokens} tokens")
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """Say something that is not part of the answer, on standard error."""
+        self.notes.print(text, style=style, markup=False, highlight=False)
 
     async def ask(self, text: str) -> None:
         """Send a message and print the answer as it comes. An answer that fails leaves the history as it was."""
+        if not text.strip() and not self.images:
+            raise InvalidRequest("the question is empty")
         question = Message("user", (*self.images, Text(text)))
         stream = await self.provider.chat(
             ChatRequest(
@@ -81,7 +86,7 @@ class Conversation:
                 seed=self.style.seed,
             )
         )
-        reasoning, content = "", ""
+        reasoning, content, cut = "", "", False
         try:
             async for event in stream:
                 if isinstance(event, ReasoningDelta):
@@ -92,11 +97,13 @@ class Conversation:
                         self._print("\n")
                     content += event.text
                     self._print(event.text)
-                elif isinstance(event, Finished) and event.reason == "length":
-                    self._print(" [cut: no tokens left]", style="yellow")
+                elif isinstance(event, Finished):
+                    cut = event.reason == "length"
         finally:
             await stream.aclose()
             self._print("\n")
+        if cut:
+            self.note("the answer was cut: it had no tokens left", style="yellow")
         self.messages += [question, Message("assistant", (Text(content),), reasoning=reasoning or None)]
         self.images.clear()
 
@@ -106,10 +113,9 @@ class Conversation:
 
 def run_chat(settings: Settings, style: Style, prompt: str | None, images: tuple[Path, ...]) -> None:
     """Answer `prompt`, or converse until end of file. Raises what is wrong with the checkpoint, image or question."""
-    console = Console()
-    with console.status("loading the model"):
+    with Console(stderr=True).status("loading the model"):
         model = load_model(settings)
-    asyncio.run(_run(model, Conversation(model.provider, style, console), settings.state_dir, prompt, images))
+    asyncio.run(_run(model, Conversation(model.provider, style), settings.state_dir, prompt, images))
 
 
 async def _run(
@@ -129,18 +135,20 @@ async def _run(
 async def _converse(conversation: Conversation, state_dir: Path) -> None:
     state_dir.mkdir(parents=True, exist_ok=True)
     session: PromptSession[str] = PromptSession(history=FileHistory(str(state_dir / "chat_history")))
-    conversation.console.print(f"[dim]{conversation.provider.model.id} · {HELP}[/dim]", highlight=False)
+    conversation.note(f"{conversation.provider.model.id} · {HELP}")
     while True:
         try:
             with patch_stdout():
                 line = (await session.prompt_async("> ")).strip()
-        except (EOFError, KeyboardInterrupt):
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
             return
         try:
             if not await _obey(conversation, line):
                 return
         except (MuseSparkError, ValueError) as error:
-            conversation.console.print(f"[red]{error}[/red]", highlight=False)
+            conversation.note(str(error), style="red")
 
 
 async def _obey(conversation: Conversation, line: str) -> bool:
@@ -152,18 +160,34 @@ async def _obey(conversation: Conversation, line: str) -> bool:
         case "/quit":
             return False
         case "/help":
-            conversation.console.print(HELP)
+            conversation.note(HELP)
         case "/reset":
             conversation.reset()
-            conversation.console.print("[dim]the conversation is empty[/dim]")
+            conversation.note("the conversation is empty")
         case "/image":
-            for name in shlex.split(rest) or [""]:
+            if not rest.strip():
+                raise InvalidRequest("/image needs the name of a file")
+            for name in shlex.split(rest):
                 conversation.add_image(Path(name))
         case _ if command.startswith("/"):
-            conversation.console.print(f"[red]there is no {command}; {HELP}[/red]", highlight=False)
+            raise InvalidRequest(f"there is no {command}; {HELP}")
         case _:
             await _interruptible(conversation.ask(line))
     return True
+
+
+def _read_image(path: Path) -> bytes:
+    """The bytes of a file, its size checked before it is read: a device would never end."""
+    if str(path).startswith(("http:", "https:")):
+        raise InvalidImage(f"{path}: remote images are not fetched; save the image as a file first")
+    if not path.is_file():
+        raise InvalidImage(f"{path} is not a file")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise InvalidImage(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidImage(f"{path} can't be read: {error.strerror}") from None
 
 
 async def _interruptible(answer: Coroutine[None, None, None]) -> None:

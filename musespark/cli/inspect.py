@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from musespark.errors import CheckpointError
 from musespark.model.config import ModelConfig
 from musespark.model.presets import PRESETS, preset
 from musespark.model.size import Report, describe
@@ -17,20 +18,20 @@ GB = 10**9
 
 
 def print_report(model: str, context: int | None, memory_gb: float | None, *, as_json: bool) -> None:
-    """Describe a preset or a checkpoint folder. Raises ConfigError if it is neither."""
-    config = (
-        preset(model)
-        if model in PRESETS or not Path(model).exists()
-        else ModelConfig.from_file(Path(model, "config.json"))
-    )
+    """Describe a preset or a checkpoint folder. Raises ConfigError if it is neither, CheckpointError if it is empty."""
+    folder = None if model in PRESETS or not Path(model).exists() else Path(model)
+    config = preset(model) if folder is None else ModelConfig.from_file(folder / "config.json")
+    stored_bytes = None if folder is None else _stored_bytes(folder)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if memory_gb is None else int(memory_gb * GB)
     report = describe(config, context_tokens=context, memory_bytes=memory)
     if as_json:
-        print(json.dumps({"model": model, **report.to_dict()}))
+        print(json.dumps({"model": model, "stored_bytes": stored_bytes, **report.to_dict()}))
         return
     console = Console()
     console.print(_parameters(model, report))
     console.print(_fits(report))
+    if stored_bytes is not None:
+        console.print(f"stored: {stored_bytes:,} bytes of safetensors", highlight=False)
     kv = report.kv_cache["bf16"]
     console.print(
         f"KV cache in bf16: {kv.full_bytes_per_token:,} B a token in {kv.num_full_layers} full layers; "
@@ -41,6 +42,13 @@ def print_report(model: str, context: int | None, memory_gb: float | None, *, as
         f"work for the last token of this context: {flops.weights / GB:,.3f} GFLOP with weights, "
         f"{flops.attention / GB:,.3f} in attention"
     )
+
+
+def _stored_bytes(folder: Path) -> int:
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no safetensors")
+    return sum(file.stat().st_size for file in files)
 
 
 def _parameters(model: str, report: Report) -> Table:
