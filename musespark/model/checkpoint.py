@@ -4,13 +4,12 @@
     tokenizer.json, chat_settings.json, preprocessor_config.json, model_card.md: read by other rooms, kept beside
 
 Only safetensors are read. `tensor` gives a tensor as it is stored; `weight` gives the logical weight under the name
-that transformers uses, whether it is stored plainly, packed in integers (pack_quantized.py) or as unfused experts.
+that transformers uses, whether it is stored plainly, quantised (weight_formats.py) or as unfused experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +27,7 @@ from musespark.model.checkpoint_folder import (
 from musespark.model.config import ModelConfig
 from musespark.model.generation import GenerationDefaults
 from musespark.model.json_file import show
-from musespark.model.pack_quantized import Bits, Quantization, dequantize, unpack
+from musespark.model.pack_quantized import Quantization, unpack
 from musespark.model.tensor_file import FLOAT_DTYPES, RawTensor, TensorFile, write_tensors
 from musespark.model.tensors import (
     AUDIO_PREFIX,
@@ -37,41 +36,14 @@ from musespark.model.tensors import (
     expert_parts,
     is_float32,
     is_fused_experts,
-    is_quantizable,
     is_transposed,
 )
+from musespark.model.weight_formats import Form, WeightFormat, read_weight_format, stored_form, unused_form
+from musespark.model.weights import Fp8, Nvfp4, Plain, Quantized, Weight, join_experts
+
+__all__ = ["BUNDLED", "Checkpoint", "Plain", "Quantized", "Weight", "open_checkpoint", "save_checkpoint"]
 
 BUNDLED = Path(__file__).parent / "checkpoints" / "muse-spark-nano"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Plain:
-    """A weight stored in a float dtype."""
-
-    raw: RawTensor
-
-    def float32(self) -> np.ndarray:
-        return self.raw.float32()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Quantized:
-    """A weight stored in integers: weight[…, o, i] = packed[…, o, i] · scales[…, o, i // group_size].
-
-    packed int8 (out, in), or (E, out, in) for experts, one value a byte whatever `bits` is, from -2^(bits-1);
-    scales float32 (…, out, in / group_size).
-    """
-
-    bits: Bits
-    group_size: int
-    packed: np.ndarray
-    scales: np.ndarray
-
-    def float32(self) -> np.ndarray:
-        return dequantize(self.packed, self.scales)
-
-
-Weight = Plain | Quantized
 
 
 class Checkpoint:
@@ -82,17 +54,22 @@ class Checkpoint:
         folder: Path,
         config: ModelConfig,
         generation: GenerationDefaults,
-        quantization: Quantization | None,
+        weight_format: WeightFormat | None,
         files: Mapping[str, TensorFile],
     ) -> None:
         """`files` maps each stored tensor to its file. Raises CheckpointError listing the tensors that don't fit."""
         self.folder = folder
         self.config = config
         self.generation = generation
-        self.quantization = quantization
+        self.weight_format = weight_format
         self._files = files
         self._shapes = expected_tensors(config)
         self._account()
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How its integers are to be read; None if it has none, because it holds floats of any width."""
+        return self.weight_format.integers if self.weight_format else None
 
     def names(self) -> tuple[str, ...]:
         """The logical tensors, those that `weight` takes: transformers' names, without the audio tower."""
@@ -114,35 +91,51 @@ class Checkpoint:
         """The logical tensor `name`, whichever way it is stored. Packed integers and unfused experts are copied.
 
         Experts are (E, out, in), also Llama 4's, whose fused tensors are stored (and said by `shape` to be) transposed.
+        Raises CheckpointError if its scales are not finite.
         """
-        shape = self._shapes[name]
-        if is_transposed(name):
-            shape = (shape[0], shape[2], shape[1])
-            if name in self._files:
-                raw = self.tensor(name)
-                return Plain(RawTensor(raw.dtype, shape, raw.data.swapaxes(1, 2)))
-        if name in self._files or not is_fused_experts(name):
-            return self._matrix(name, shape)
-        parts = [self._matrix(*part) for part in expert_parts(name, self._shapes[name])]
-        plain = [part.raw for part in parts if isinstance(part, Plain)]
-        if plain:
-            data = np.concatenate([raw.data for raw in plain]).reshape(shape)
-            return Plain(RawTensor(plain[0].dtype, shape, data))
-        packed = [part for part in parts if isinstance(part, Quantized)]
-        values = np.concatenate([part.packed for part in packed]).reshape(shape)
-        scales = np.concatenate([part.scales for part in packed]).reshape(*shape[:-1], -1)
-        return Quantized(packed[0].bits, packed[0].group_size, values, scales)
+        parts = self._parts(name, self._shapes[name])
+        if parts[0][0] == name:
+            return self._stored_weight(name)
+        return join_experts((self._stored_weight(part) for part, _ in parts), len(parts), self._shapes[name][0])
 
-    def _matrix(self, name: str, shape: Shape) -> Weight:
-        """The tensor under its own name, or the packed tensors in its place."""
-        if name in self._files:
-            return Plain(self.tensor(name))
-        assert self.quantization is not None, "opening accepts packed tensors only with a quantization_config"
-        values = unpack(self.tensor(f"{name}_packed").data, self.quantization.bits, shape[1])
-        scales = self.tensor(f"{name}_scale").float32()
+    def _stored_weight(self, name: str) -> Weight:
+        """One matrix, or fused experts, from the tensors that opening has found to be of a form that we know."""
+        if name not in self._files:
+            assert self.quantization is not None, "opening accepts packed tensors only with a quantization_config"
+            bits, width = self.quantization.bits, int(self.tensor(f"{name}_shape").data[-1])
+            scales = self._scales(f"{name}_scale")
+            packed = unpack(self.tensor(f"{name}_packed").data, bits, width)
+            return Quantized(bits, self.quantization.inputs_per_scale(width), packed, scales)
+        raw = self.tensor(name)
+        if is_transposed(name):
+            *stack, width, out = raw.shape
+            raw = RawTensor(raw.dtype, (*stack, out, width), raw.data.swapaxes(-1, -2))
+        if raw.dtype == "I8":
+            assert self.quantization is not None, "opening accepts integers only with a quantization_config"
+            group_size = self.quantization.inputs_per_scale(raw.shape[-1])
+            return Quantized(8, group_size, raw.data, self._scales(f"{name}_scale"))
+        if raw.dtype == "F8_E4M3":
+            return Fp8(raw.data, self._scales(f"{name}_scale").reshape(*raw.shape[:-1], 1))
+        if raw.dtype == "U8":
+            return self._nvfp4(name, raw.data)
+        return Plain(raw)
+
+    def _nvfp4(self, name: str, codes: np.ndarray) -> Nvfp4:
+        scales = self.tensor(f"{name}_weight_scale").data
+        if any(((expert & 0x7F) == 0x7F).any() for expert in scales):
+            raise self._not_finite(f"{name}_weight_scale")
+        tops = self._scales(f"{name}_weight_scale_2").reshape(len(codes), -1, 1)  # (E, 1 or 2, 1)
+        return Nvfp4(codes, scales, tops.repeat(codes.shape[1] // tops.shape[1], axis=1))
+
+    def _scales(self, name: str) -> np.ndarray:
+        """float32, all finite."""
+        scales = self.tensor(name).float32()
         if not np.isfinite(scales).all():
-            raise CheckpointError(f"{name}_scale in {self._files[f'{name}_scale'].path.name} holds NaN or infinity")
-        return Quantized(self.quantization.bits, self.quantization.group_size, values, scales)
+            raise self._not_finite(name)
+        return scales
+
+    def _not_finite(self, name: str) -> CheckpointError:
+        return CheckpointError(f"{name} in {self._files[name].path.name} holds NaN or infinity")
 
     def _account(self) -> None:
         """Check that the files hold every expected tensor, in a form that we know, and nothing else."""
@@ -152,13 +145,16 @@ class Checkpoint:
         for name, shape in self._shapes.items():
             parts = self._parts(name, shape)
             for part, part_shape in parts:
-                for stored, (stored_shape, dtypes) in self._stored_form(part, part_shape).items():
+                form = self._stored_form(part, part_shape)
+                if form.keys() != {part} and self.weight_format and self.weight_format.kept.holds(part):
+                    wrong.append(f"{part} is stored quantised, but {self.weight_format.kept.where} keeps it as it was")
+                for stored, (stored_shape, dtypes) in form.items():
                     used.add(stored)
                     if stored not in self._files:
                         missing.append(stored)
                     elif problem := self._mismatch(stored, stored_shape, dtypes):
                         wrong.append(problem)
-                    elif stored.endswith(".weight_shape") and self.tensor(stored).data.tolist() != list(part_shape):
+                    elif stored == f"{part}_shape" and self.tensor(stored).data.tolist() != list(part_shape):
                         wrong.append(f"{stored} says {self.tensor(stored).data.tolist()}, expected {list(part_shape)}")
             if len({self._kind(part) for part, _ in parts} - {None}) > 1:
                 wrong.append(f"{name} has its experts in more than one type")
@@ -172,7 +168,7 @@ class Checkpoint:
 
     def _parts(self, name: str, shape: Shape) -> list[tuple[str, Shape]]:
         """The matrices that make up a logical tensor: itself, or one per expert if the first of those is stored."""
-        if is_fused_experts(name) and name not in self._files:
+        if is_fused_experts(name) and self._kind(name) is None:
             (first, _), *_ = expert_parts(name, (1, *shape[1:]))
             if self._kind(first) is not None:
                 return expert_parts(name, shape)
@@ -184,20 +180,12 @@ class Checkpoint:
             return self._files[name].entries[name].dtype
         return "packed" if f"{name}_packed" in self._files else None
 
-    def _stored_form(self, name: str, shape: Shape) -> dict[str, tuple[Shape, tuple[str, ...]]]:
-        """Stored name -> (shape, allowed dtypes) of the tensors that together are the matrix `name`."""
-        if self.quantization is None or not is_quantizable(name) or self._kind(name) != "packed":
-            return {name: (shape, FLOAT_DTYPES)}
-        out, width = shape
-        if width % self.quantization.group_size:
-            raise CheckpointError(
-                f"{name} has {width:,} inputs, not a multiple of group_size {self.quantization.group_size:,}"
-            )
-        return {
-            f"{name}_packed": ((out, self.quantization.packed_width(width)), ("I32",)),
-            f"{name}_scale": ((out, width // self.quantization.group_size), FLOAT_DTYPES),
-            f"{name}_shape": ((2,), ("I64", "I32")),
-        }
+    def _stored_form(self, name: str, shape: Shape) -> Form:
+        form = stored_form(name, shape, self._kind(name), self.weight_format)
+        if f"{name}_weight_scale_2" in form:
+            file = self._files.get(f"{name}_input_scale")
+            form |= unused_form(name, shape, file.entries[f"{name}_input_scale"].shape if file else None)
+        return form
 
     def _mismatch(self, name: str, shape: Shape, dtypes: tuple[str, ...]) -> str | None:
         entry = self._files[name].entries[name]
@@ -218,10 +206,9 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
         raise CheckpointError(f"{folder} is not a folder; a checkpoint is a folder with config.json and {WEIGHTS_FILE}")
     data = ModelConfig.read(folder / "config.json")
     config = ModelConfig.from_dict(data)
-    quantized = data.get("quantization_config")
-    quantization = None if quantized is None else Quantization.from_dict(quantized)
+    weight_format = read_weight_format(folder, data)
     generation = GenerationDefaults.from_file(folder / "generation_config.json", config)
-    return Checkpoint(folder, config, generation, quantization, open_weights(folder))
+    return Checkpoint(folder, config, generation, weight_format, open_weights(folder))
 
 
 def save_checkpoint(

@@ -62,10 +62,8 @@ def quantize_checkpoint(
     """
     source, target = Path(source), Path(target)
     checkpoint = open_checkpoint(source)
-    if checkpoint.quantization is not None:
-        raise CheckpointError(
-            f"{source} is quantised already, to {checkpoint.quantization.bits} bits; start from the original"
-        )
+    if checkpoint.weight_format is not None:
+        raise CheckpointError(f"{source} is quantised already, to {checkpoint.weight_format}; start from the original")
     if target.resolve() == source.resolve():
         raise CheckpointError(f"{target} is the source itself; write the quantised checkpoint into another folder")
     if group_size is None:
@@ -115,12 +113,12 @@ def quantized_layout(config: ModelConfig, quantization: Quantization) -> dict[st
             layout[name] = ("F32" if is_float32(name) else "BF16", shape)
             continue
         for part, (out, width) in expert_parts(name, shape) if is_fused_experts(name) else [(name, shape)]:
-            if width % quantization.group_size:
+            if width % quantization.inputs_per_scale(width):
                 raise CheckpointError(
                     f"group_size {quantization.group_size} doesn't divide the {width:,} inputs of {part}"
                 )
             layout[f"{part}_packed"] = ("I32", (out, quantization.packed_width(width)))
-            layout[f"{part}_scale"] = ("BF16", (out, width // quantization.group_size))
+            layout[f"{part}_scale"] = ("BF16", (out, width // quantization.inputs_per_scale(width)))
             layout[f"{part}_shape"] = ("I64", (2,))
     return layout
 
@@ -175,7 +173,7 @@ def _quantized_tensor(matrices: _Matrices, name: str, quantization: Quantization
     matrix = raw.float32()
     if not np.isfinite(matrix).all():
         raise CheckpointError(f"{weight} holds NaN or infinity; it can't be quantised")
-    values, scales = round_to_groups(matrix, quantization.bits, quantization.group_size)
+    values, scales = round_to_groups(matrix, quantization.bits, quantization.inputs_per_scale(raw.shape[1]))
     if kind == "scale":
         return RawTensor("BF16", scales.shape, scales)
     packed = pack(values, quantization.bits)

@@ -249,7 +249,7 @@ def _packed_bytes(name: str, shape: Shape, quantization: Quantization) -> int:
     parts = expert_parts(name, (1, *shape[1:])) if is_fused_experts(name) else [(name, shape)]
     num_bytes = 0
     for _, (num_rows, width) in parts:
-        row_bytes = 4 * quantization.packed_width(width) + 2 * (width // quantization.group_size)
+        row_bytes = 4 * quantization.packed_width(width) + 2 * (width // quantization.inputs_per_scale(width))
         num_bytes += num_rows * row_bytes + 16
     return num_experts * num_bytes
 

@@ -24,11 +24,12 @@ import numpy as np
 from musespark.errors import CheckpointError
 from musespark.model.json_file import parse_json_object, show
 
-Dtype = Literal["F32", "F16", "BF16", "I8", "I32", "I64", "U8"]
+Dtype = Literal["F32", "F16", "BF16", "F8_E4M3", "I8", "I32", "I64", "U8"]
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),  # numpy has no bfloat16: its bits, as the upper half of a float32
+    "F8_E4M3": np.dtype("u1"),  # nor this: its codes, see weights.py
     "I8": np.dtype("i1"),
     "I32": np.dtype("<i4"),
     "I64": np.dtype("<i8"),
@@ -44,7 +45,7 @@ MAX_NAME_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawTensor:
-    """One tensor as stored. `data` is read-only when it comes from a file; BF16 is held as its bits in uint16."""
+    """One tensor as stored. `data` is read-only when it comes from a file; BF16 is held in uint16, FP8 in uint8."""
 
     dtype: Dtype
     shape: tuple[int, ...]

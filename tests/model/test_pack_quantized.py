@@ -69,10 +69,41 @@ def test_each_group_has_its_scale() -> None:
 
 
 def test_the_config_survives_being_written_and_read() -> None:
-    for quantization in (Quantization(4, 32), Quantization(8, 64)):
+    for quantization in (Quantization(4, 32), Quantization(8, 64), Quantization(4, None), Quantization(8, None, False)):
         data = quantization.to_dict(["re:.*vision.*"])
         assert Quantization.from_dict(data) == quantization
         assert data["ignore"] == ["re:.*vision.*"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "group_size", "expected"), [("channel", None, None), ("channel", -1, None), ("group", -1, None)]
+)
+def test_a_scale_for_a_whole_row_is_spelled_in_three_ways(
+    strategy: str, group_size: int | None, expected: int | None
+) -> None:
+    data = Quantization(4, 32).to_dict(())
+    data["config_groups"]["group_0"]["weights"] |= {"strategy": strategy, "group_size": group_size}
+    quantization = Quantization.from_dict(data)
+    assert quantization.group_size is expected
+    assert quantization.inputs_per_scale(48) == 48
+
+
+@pytest.mark.parametrize(("dynamic", "fits"), [(True, True), (False, False), ("local", False), (None, False)])
+def test_int8_activations_are_quantised_while_running_or_not_at_all(dynamic: Any, fits: bool) -> None:
+    data = Quantization(8, None, is_packed=False).to_dict(())
+    data["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "dynamic": dynamic}
+    if fits:
+        assert Quantization.from_dict(data) == Quantization(8, None, is_packed=False)
+        return
+    with pytest.raises(CheckpointError, match=r"group_0\.input_activations\.dynamic is"):
+        Quantization.from_dict(data)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_stacked_experts_are_unpacked_one_by_one(bits: Bits) -> None:
+    values = np.random.default_rng(1).integers(-7, 8, (3, 4, 13), np.int8)
+    packed = np.stack([pack(matrix, bits) for matrix in values])
+    np.testing.assert_array_equal(unpack(packed, bits, 13), values)
 
 
 WEIGHTS = "config_groups.group_0.weights"
@@ -94,7 +125,13 @@ WEIGHTS = "config_groups.group_0.weights"
         (f"{WEIGHTS}.type", "float", "weights.type is 'float'"),
         (f"{WEIGHTS}.symmetric", False, "weights.symmetric is False"),
         (f"{WEIGHTS}.symmetric", 1, "weights.symmetric is 1"),
-        (f"{WEIGHTS}.strategy", "channel", "weights.strategy is 'channel'"),
+        ("format", ["pack-quantized"], "format is .*; supported are 'pack-quantized' and 'int-quantized'"),
+        ("format", "int-quantized", "num_bits is 4; in the format 'int-quantized' only 8"),
+        ("config_groups.group_0.output_activations", {"num_bits": 8}, "output_activations is not supported"),
+        (f"{WEIGHTS}.strategy", "tensor", "weights.strategy is 'tensor'; supported are 'group' and 'channel'"),
+        (f"{WEIGHTS}.strategy", "channel", "weights.group_size is 32, but strategy 'channel' has no groups"),
+        (f"{WEIGHTS}.group_size", -2, "weights.group_size is -2"),
+        (f"{WEIGHTS}.group_size", -1.0, "weights.group_size is -1.0"),
         (f"{WEIGHTS}.dynamic", True, "weights.dynamic is True"),
         (f"{WEIGHTS}.actorder", "group", "weights.actorder is 'group'"),
         (f"{WEIGHTS}.num_bits", 3, "weights.num_bits is 3; supported are 4 and 8"),
