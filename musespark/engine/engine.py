@@ -158,6 +158,15 @@ class Engine:
             num_preemptions_total=self._scheduler.num_preemptions,
         )
 
+    def probe(self, token: int) -> Float32:
+        """Logits (V,) after `token` alone. Only while nothing runs, so that there are pages for it."""
+        table = self._cache.new_table(b"", lambda page: b"")
+        self._cache.extend(table, 1)
+        try:
+            return self._runner.forward(probe_batch(token, table, self._config.text.hidden_size))[0]
+        finally:
+            self._cache.release(table)
+
     def close(self) -> None:
         self._runner.close()
 
@@ -203,7 +212,7 @@ class Engine:
         self._counters.steps += 1
         return logits
 
-    def _append(self, chunks: list[Chunk], tokens: list[SampledToken | None]) -> None:
+    def _append(self, chunks: list[Chunk], tokens: list[SampledToken | EngineFailed | None]) -> None:
         """Record what was computed, and give each choice its new token."""
         sampled = iter(tokens)
         for chunk in chunks:
@@ -211,6 +220,9 @@ class Engine:
             token = next(sampled) if samples else None
             if sequence.request.id not in self._states:
                 continue  # another choice of the same request failed just now
+            if isinstance(token, EngineFailed):
+                self._fail(sequence.state, token)
+                continue
             if samples and token is None:
                 self._cache.forget()  # whatever made the logits so may be in a shared page
                 self._fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
@@ -298,19 +310,9 @@ class Engine:
             self._fail(state, EngineFailed(f"the engine failed in this request ({type(error).__name__}); try again"))
         self._cache.forget()
         try:
-            self._probe()
+            self.probe(0)  # any token does
         except Exception:
             log.exception("the runner still fails; the engine stops")
             self.ready = False
             for state in list(self._states.values()):
                 self._fail(state, EngineFailed("the engine stopped after an internal error"))
-
-    def _probe(self) -> None:
-        """Compute one token. Nothing runs, so there are pages for it."""
-        text = self._config.text
-        table = self._cache.new_table(b"", lambda page: b"")
-        self._cache.extend(table, 1)
-        try:
-            self._runner.forward(probe_batch(0, table, text.hidden_size))  # any token does
-        finally:
-            self._cache.release(table)

@@ -14,6 +14,7 @@ arithmetic is float64. tests/engine/reference_sampler.py says the same in the ob
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +23,9 @@ import numpy.typing as npt
 
 from musespark.engine.request import SEED_BITS, SampledToken, SamplingParams
 from musespark.engine.runner import Float32
+from musespark.errors import EngineFailed
+
+log = logging.getLogger(__name__)
 
 Float64 = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
@@ -60,32 +64,44 @@ class Sampler:
     def __init__(self, suppressed: Iterable[int]) -> None:
         self._suppressed = np.array(sorted(suppressed), dtype=np.intp)
 
-    def sample(self, logits: Float32, states: Sequence[SamplingState]) -> list[SampledToken | None]:
-        """One token for each row of `logits` (R, V), which is changed; None where the logits are not numbers."""
+    def sample(self, logits: Float32, states: Sequence[SamplingState]) -> list[SampledToken | EngineFailed | None]:
+        """One token for each row of `logits` (R, V), which is changed; None where the logits are not numbers.
+
+        What goes wrong while one row is sampled is an EngineFailed in its place, and concerns no other row.
+        """
         logits[:, self._suppressed] = -np.inf
         greedy = logits.argmax(axis=1)  # the lowest id of equals; a NaN wins, and is caught in the next line
         sane = np.isfinite(logits[np.arange(len(states)), greedy])
-        tokens: list[SampledToken | None] = []
+        tokens: list[SampledToken | EngineFailed | None] = []
         for row, state in enumerate(states):
             if not sane[row]:
                 tokens.append(None)
                 continue
-            params = state.params
-            if params.temperature == 0.0 and not params.changes_logits:
-                token = int(greedy[row])
-            else:
-                token = choose(logits[row].astype(np.float64), state)
-            tokens.append(with_logprobs(token, logits[row], params.logprobs))
+            try:
+                tokens.append(sample_row(logits[row], int(greedy[row]), state))
+            except Exception as error:
+                log.exception("a token could not be chosen with %r", state.params)
+                tokens.append(EngineFailed(f"a token could not be chosen ({type(error).__name__})"))
         return tokens
 
 
+def sample_row(logits: Float32, greedy: int, state: SamplingState) -> SampledToken:
+    """One token from `logits` (V,), whose largest is at `greedy`."""
+    params = state.params
+    if params.temperature == 0.0 and not params.changes_logits:
+        return with_logprobs(greedy, logits, params.logprobs)
+    return with_logprobs(choose(logits.astype(np.float64), state), logits, params.logprobs)
+
+
 def choose(logits: Float64, state: SamplingState) -> int:
-    """One token from `logits` (V,), which is changed."""
+    """One token from `logits` (V,), which is changed. Raises ArithmeticError if that makes them no numbers."""
     params = state.params
     if state.counts is not None and state.seen is not None:
         penalise(logits, params, state.counts, state.seen)
     if params.logit_bias:
         logits[list(params.logit_bias)] += list(params.logit_bias.values())
+    if not np.isfinite(logits.max()):  # one NaN makes the largest NaN; those of -inf are suppressed
+        raise ArithmeticError("penalties and biases have made logits that are not numbers")
     if params.temperature == 0.0:
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should

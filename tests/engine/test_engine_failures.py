@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from musespark.chat.images import PatchedImage
+from musespark.engine import sampler
 from musespark.engine.engine import Engine
 from musespark.engine.request import FinishReason, SampledToken
 from musespark.engine.runner import Batch, Float32
@@ -109,6 +110,29 @@ def test_logits_that_are_not_numbers_end_their_own_request(value: float, tempera
     driver.run()
     assert isinstance(sick.error, EngineFailed)
     assert well.ids() == hash_continuation(prompt_of(80, 1), 5)
+
+
+@pytest.mark.parametrize("broken", ["choose", "with_logprobs"])
+def test_sampling_that_raises_ends_its_own_request(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = getattr(sampler, broken)
+
+    def fail_for_the_sick(*arguments: object) -> object:
+        if (
+            isinstance(arguments[-1], sampler.SamplingState) or arguments[-1] == 3
+        ):  # the other is greedy, without logprobs
+            raise FloatingPointError("no")
+        return whole(*arguments)
+
+    monkeypatch.setattr(sampler, broken, fail_for_the_sick)
+    driver = Driver(Engine(HashRunner()))
+    sick = driver.submit(request(prompt_of(80), 5, temperature=1.0, logprobs=3))
+    well = driver.submit(request(prompt_of(80, 1), 5))
+    driver.run()
+    assert isinstance(sick.error, EngineFailed)
+    assert "FloatingPointError" in sick.error.message
+    assert well.ids() == hash_continuation(prompt_of(80, 1), 5)
+    assert driver.engine.ready
+    assert no_pages_in_use(driver.engine)
 
 
 class BrokenOutput(TokenOutput):

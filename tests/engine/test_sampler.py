@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from musespark.engine.request import SamplingParams
+from musespark.engine import sampler
+from musespark.engine.request import SampledToken, SamplingParams
 from musespark.engine.sampler import Sampler, SamplingState, largest, nucleus, pick
+from musespark.errors import EngineFailed
 from tests.engine.reference_sampler import distribution, log_softmax
 
 V = 24
@@ -31,7 +33,7 @@ def draw(logits: np.ndarray, state: SamplingState, count: int, suppressed: tuple
     tokens = []
     for _ in range(count):
         (token,) = sampler.sample(logits[None].copy(), [state])
-        assert token is not None
+        assert isinstance(token, SampledToken)
         tokens.append(token.id)
     return Counter(tokens)
 
@@ -243,3 +245,22 @@ def test_pick_gives_each_its_share_and_nothing_to_weight_zero() -> None:
     rounding = np.array([1.0, *[2.0**-54] * 3, 0.0])  # below_one times the sum rounds to the sum itself
     assert rounding[pick(rounding, below_one)] > 0
     assert pick(np.array([5e-324, 0.0]), below_one) == 0  # so does this product
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_penalties_that_make_no_numbers_fail_their_own_row(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No allowed penalty does; should one be found, its neighbours must not hear of it."""
+
+    def break_logits(logits: np.ndarray, *_: object) -> None:
+        logits[3] = math.nan
+
+    monkeypatch.setattr(sampler, "penalise", break_logits)
+    logits = some_logits(3)
+    states = [
+        SamplingState(params(temperature=temperature, **fields), 0, [5], V)
+        for fields in ({"top_k": 1}, {"presence_penalty": 1})
+    ]
+    well, sick = Sampler([]).sample(np.stack([logits, logits]), states)
+    assert isinstance(well, SampledToken)
+    assert well.id == int(logits.argmax())
+    assert isinstance(sick, EngineFailed)
