@@ -44,17 +44,25 @@ def check_request(request: Request, config: ModelConfig) -> None:
 
 
 def check_length(request: Request, config: ModelConfig, cache: KVCache) -> None:
-    """Raise ContextTooLong, with the numbers, for a request that could never run to its end."""
+    """Raise ContextTooLong, with the numbers, for a request that could never run to its end.
+
+    `max_tokens` is not named: its field has another name in some requests, and is not in others at all.
+    """
     num_prompt, max_tokens = len(request.prompt), request.sampling.max_tokens
     limit = context_length(config, cache)
     if num_prompt + max_tokens <= limit:
         return
     model_limit = config.text.max_position_embeddings
     whose = "this model takes" if limit == model_limit else f"the model takes {model_limit:,}, its memory for contexts"
+    if num_prompt >= limit:
+        raise ContextTooLong(
+            f"the prompt has {num_prompt:,} tokens; {whose} {limit:,}, one of them for the answer; shorten the prompt",
+            param="messages",
+        )
     raise ContextTooLong(
-        f"the prompt has {num_prompt:,} tokens and max_tokens is {max_tokens:,}, together {num_prompt + max_tokens:,}; "
-        f"{whose} {limit:,}; shorten the prompt or lower max_tokens",
-        param="messages" if num_prompt >= limit else "max_tokens",
+        f"the prompt has {num_prompt:,} tokens and up to {max_tokens:,} are asked for, together "
+        f"{num_prompt + max_tokens:,}; {whose} {limit:,}; shorten the prompt or ask for fewer",
+        param="max_tokens",
     )
 
 

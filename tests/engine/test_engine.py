@@ -102,7 +102,7 @@ def test_context_limit_of_the_model_counts_prompt_and_completion() -> None:
     engine = Engine(HashRunner())
     assert engine.context_length == 1024
     assert len(run_alone(engine, request(prompt_of(1000), 24)).ids()) == 24
-    with pytest.raises(ContextTooLong, match=r"has 1,001 tokens and max_tokens is 24, together 1,025; .* 1,024"):
+    with pytest.raises(ContextTooLong, match=r"has 1,001 tokens and up to 24 are asked for, together 1,025; .* 1,024"):
         engine.submit(request(prompt_of(1001), 24))
 
 
