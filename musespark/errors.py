@@ -55,6 +55,7 @@ class ContextTooLong(InvalidRequest):
 
 class InvalidImage(InvalidRequest):
     code = "invalid_image"
+    index: int | None = None  # which of a prompt's images it is, where that is known
 
 
 class RequestTooLarge(InvalidRequest):

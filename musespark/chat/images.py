@@ -81,9 +81,18 @@ def plan_grid(width: int, height: int) -> tuple[int, int]:
 
 
 def load_images(files: Sequence[bytes]) -> tuple[PatchedImage, ...]:
-    """All images of one prompt. Raises InvalidImage for a bad one, too many, or too many pixels in all of them."""
+    """All images of one prompt. Raises InvalidImage for too many, too many pixels in all of them, or a bad one, whose
+    `index` it has.
+    """
     check_images(files)
-    return tuple(load_image(data) for data in files)
+    images = []
+    for index, data in enumerate(files):
+        try:
+            images.append(load_image(data))
+        except InvalidImage as error:
+            error.index = index
+            raise
+    return tuple(images)
 
 
 def check_images(files: Sequence[bytes]) -> None:

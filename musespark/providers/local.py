@@ -1,7 +1,7 @@
 """Our own engine as a provider: a conversation becomes a prompt, the engine's deltas become events.
 
-Rendering decodes images and encodes text, which takes up to seconds; two threads of its own do it, so that neither the
-event loop nor the check of a key waits for somebody's large picture.
+Rendering decodes images and encodes text, which takes up to seconds; threads of its own do it, so that neither the
+event loop nor the check of a key waits for somebody's large picture. Short texts have another thread, and don't either.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from musespark.chat.image_files import read_header
 from musespark.chat.images import plan_grid
@@ -19,12 +20,16 @@ from musespark.chat.templates import ChatSettings, Prompt, render
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
 from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
-from musespark.errors import ContextTooLong, InvalidRequest, ShuttingDown
+from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
 from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ModelInfo, ReasoningDelta
 from musespark.providers.chat_output import ChatOutput
 
-RENDER_THREADS = 2
+T = TypeVar("T")
+
+RENDER_THREADS = 2  # for prompts that take long; one more is for the others
+SHORT_TEXT = 65_536  # characters of a prompt, without images, that is encoded in some 50 ms
+ESCAPE_LENGTH = 6  # `\\u0041` in the JSON of a tool's arguments is one character of the prompt
 
 
 class LocalProvider:
@@ -45,7 +50,8 @@ class LocalProvider:
         self._defaults = defaults
         self._end_ids = tokenizer.stop_token_ids | frozenset(defaults.eos_token_ids)
         self._longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
-        self._threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
+        self._long_threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
+        self._short_thread = ThreadPoolExecutor(1, thread_name_prefix="render-short")
         self._closed = False
 
     @property
@@ -53,10 +59,9 @@ class LocalProvider:
         return self._service.ready
 
     async def chat(self, request: ChatRequest) -> LocalStream:
-        if self._closed:
-            raise ShuttingDown(SHUTTING_DOWN)
-        loop = asyncio.get_running_loop()
-        generation = self._service.generate(await loop.run_in_executor(self._threads, self._engine_request, request))
+        short = await self._in(self._short_thread, self._check, request)
+        threads = self._short_thread if short else self._long_threads
+        generation = self._service.generate(await self._in(threads, self._engine_request, request))
         try:
             await generation.admitted()
         except BaseException:
@@ -84,19 +89,38 @@ class LocalProvider:
     def close(self) -> None:
         """Returns at once. What is being rendered, or waits for it, is rendered, and then refused by the service."""
         self._closed = True
-        self._threads.shutdown(wait=False)
+        for threads in (self._long_threads, self._short_thread):
+            threads.shutdown(wait=False)
+
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[[ChatRequest], T], request: ChatRequest) -> T:
+        if self._closed:
+            raise ShuttingDown(SHUTTING_DOWN)
+        return await asyncio.get_running_loop().run_in_executor(threads, work, request)
+
+    def _check(self, request: ChatRequest) -> bool:
+        """What is wrong with a request as far as that is cheap to say, and whether its prompt is rendered soon.
+
+        Raises InvalidRequest and its kinds.
+        """
+        self._sampling(request, max_tokens=1)
+        self._check_stop_tokens(request)
+        self._make_output(request)(0)
+        num_characters = text_length(request)
+        self._check_text_size(num_characters)
+        return num_characters <= SHORT_TEXT and not any(images_of(request))
 
     def _engine_request(self, request: ChatRequest) -> Request:
-        """Raises InvalidRequest and its kinds. Cheap checks first, the images last."""
-        self._sampling(request, max_tokens=1)
-        make_output = self._make_output(request)
-        make_output(0)
-        self._check_text_sizes(request)
+        """Raises InvalidRequest and its kinds. All images are looked at before one is decoded."""
         self._check_image_sizes(request)
         try:
             prompt = render(
                 request.messages, self._tokenizer, self._settings, reasoning_effort=request.reasoning_effort
             )
+        except InvalidImage as error:
+            if error.index is not None:
+                error.param = [place for place, _ in images_of(request)][error.index]
+            error.param = error.param or "messages"
+            raise
         except InvalidRequest as error:
             error.param = error.param or "messages"
             raise
@@ -108,13 +132,11 @@ class LocalProvider:
             sampling=self._sampling(request, max_tokens=request.max_tokens or self._room_left(prompt)),
             salt=request.cache_salt,
             n=request.n,
-            make_output=make_output,
+            make_output=self._make_output(request),
         )
 
-    def _check_text_sizes(self, request: ChatRequest) -> None:
+    def _check_text_size(self, num_characters: int) -> None:
         """Refuse by their length texts that no context holds: encoding them takes up to a second a megabyte."""
-        parts = (part for message in request.messages for part in message.content)
-        num_characters = sum(len(part.text) for part in parts if isinstance(part, Text))
         num_tokens = num_characters // self._longest_token  # at least: a token has that many bytes at the most
         limit = self._service.context_length
         if num_tokens >= limit:
@@ -127,21 +149,28 @@ class LocalProvider:
     def _check_image_sizes(self, request: ChatRequest) -> None:
         """Refuse by their headers images that no context holds, before a pixel is decoded."""
         num_tokens = 0
-        for i, message in enumerate(request.messages):
-            for j, part in enumerate(message.content):
-                if isinstance(part, Image):
-                    try:
-                        header = read_header(part.data)
-                    except InvalidRequest as error:
-                        error.param = f"messages.{i}.content.{j}"
-                        raise
-                    rows, columns = plan_grid(header.width, header.height)
-                    num_tokens += rows * columns
+        for place, image in images_of(request):
+            try:
+                header = read_header(image.data)
+            except InvalidRequest as error:
+                error.param = place
+                raise
+            rows, columns = plan_grid(header.width, header.height)
+            num_tokens += rows * columns
         limit = self._service.context_length
         if num_tokens >= limit:
             raise ContextTooLong(
                 f"the images alone take {num_tokens:,} tokens, this model takes {limit:,}; send fewer or smaller ones",
                 param="messages",
+            )
+
+    def _check_stop_tokens(self, request: ChatRequest) -> None:
+        """Those of the client; a checkpoint may name some of its own that its tokenizer lacks."""
+        largest = max(request.stop_token_ids, default=0)
+        if largest >= self._tokenizer.vocab_size:
+            raise InvalidRequest(
+                f"stop_token_ids has the token {largest:,}; this model's ids end at {self._tokenizer.vocab_size - 1:,}",
+                param="stop_token_ids",
             )
 
     def _room_left(self, prompt: Prompt) -> int:
@@ -170,6 +199,27 @@ class LocalProvider:
         """Holds nothing else of the request: it lives as long as the answer, and the images as sent are large."""
         logprobs = request.logprobs is not None
         return functools.partial(ChatOutput, tokenizer=self._tokenizer, stop=request.stop, logprobs=logprobs)
+
+
+def images_of(request: ChatRequest) -> Iterator[tuple[str, Image]]:
+    """The images of a request in the order of the prompt, each with its path in the request."""
+    for i, message in enumerate(request.messages):
+        for j, part in enumerate(message.content):
+            if isinstance(part, Image):
+                yield f"messages.{i}.content.{j}", part
+
+
+def text_length(request: ChatRequest) -> int:
+    """How many characters the texts of a request have in the prompt, at least.
+
+    All that a client may make long: contents, also of tool results, reasoning, and the arguments of tool calls.
+    """
+    total = 0
+    for message in request.messages:
+        total += sum(len(part.text) for part in message.content if isinstance(part, Text))
+        total += len(message.reasoning or "")
+        total += sum(len(call.arguments) // ESCAPE_LENGTH for call in message.tool_calls)
+    return total
 
 
 class LocalStream:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from musespark.chat.messages import Image, Message, Text
+from musespark.chat import templates
+from musespark.chat.messages import Image, Message, Text, ToolCall
 from musespark.engine.request import Usage
 from musespark.engine.service import EngineService
 from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest, Overloaded, ShuttingDown
@@ -100,11 +101,14 @@ def test_images_that_no_context_holds_are_refused_before_they_are_decoded() -> N
     with_provider(test)
 
 
-def test_a_bad_image_is_named_by_its_place() -> None:
+@pytest.mark.parametrize("bad", [b"not an image", encoded(picture(200, 200), "PNG")[:-3000]], ids=["header", "pixels"])
+def test_a_bad_image_is_named_by_its_place(bad: bytes) -> None:
     async def test(provider: LocalProvider) -> None:
+        good = Image(encoded(picture(28, 28), "PNG"))
+        messages = (Message("user", (good,)), Message("user", (Text("and"), good, Image(bad), good)))
         with pytest.raises(InvalidImage) as caught:
-            await provider.chat(conversation("look", encoded(picture(28, 28), "PNG"), b"not an image"))
-        assert caught.value.param == "messages.0.content.1"
+            await provider.chat(conversation("", messages=messages))
+        assert caught.value.param == "messages.1.content.2"
 
     with_provider(test)
 
@@ -122,7 +126,7 @@ def test_max_tokens_defaults_to_the_room_that_is_left() -> None:
 
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers() -> None:
     async def test(provider: LocalProvider) -> None:
-        with pytest.raises(ContextTooLong, match=r"the prompt has 4,\d{3} tokens .* 4,096"):
+        with pytest.raises(ContextTooLong, match=r"the prompt has 4,\d{3} tokens; this model takes 4,096, one of"):
             await provider.chat(conversation("x" * 4095))
 
     with_provider(test)
@@ -134,10 +138,39 @@ def test_texts_that_no_context_holds_are_refused_before_they_are_encoded(monkeyp
 
     async def test(provider: LocalProvider) -> None:
         monkeypatch.setattr("musespark.providers.local.render", render)
-        halves = tuple(Message(role, (Text("é" * 2048),)) for role in ("system", "user"))
-        with pytest.raises(ContextTooLong, match=r"4,096 characters, .* at least 4,096 tokens; .* 4,096") as caught:
-            await provider.chat(conversation("", messages=halves))
-        assert caught.value.param == "messages"
+        call = ToolCall("c", "f", "\\u0041" * 4096)  # an escape is one character of the prompt
+        for long in (
+            [Message(role, (Text("é" * 2048),)) for role in ("system", "user")],
+            [Message("assistant", (Text("x"),), reasoning="é" * 4095)],
+            [Message("assistant", (), tool_calls=(call,))],
+            [Message("tool", (Text("é" * 4096),), tool_call_id="c")],
+        ):
+            with pytest.raises(ContextTooLong, match=r"4,096 characters, .* at least 4,096 tokens; .* 4,096") as caught:
+                await provider.chat(conversation("", messages=tuple(long)))
+            assert caught.value.param == "messages"
+
+    with_provider(test)
+
+
+def test_a_short_text_does_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr("musespark.providers.local.SHORT_TEXT", 100)
+
+    def render(messages: tuple[Message, ...], *arguments: object, **named: object) -> object:
+        if len(messages[0].content[-1].text) > 100:  # type: ignore[union-attr]
+            assert gate.wait(10)
+        return templates.render(messages, *arguments, **named)  # type: ignore[arg-type]
+
+    async def test(provider: LocalProvider) -> None:
+        monkeypatch.setattr("musespark.providers.local.render", render)
+        long = [
+            asyncio.create_task(everything(provider, conversation("x" * 101, id=f"long{i}")))
+            for i in range(2 * RENDER_THREADS)
+        ]
+        await asyncio.sleep(0.05)
+        assert content(await everything(provider, conversation("say: hi"))) == "hi"
+        gate.set()
+        assert {content(events) for events in await asyncio.gather(*long)} == {"I read 101 bytes and 0 image tokens."}
 
     with_provider(test)
 
@@ -151,6 +184,7 @@ def test_wrong_settings_are_refused_before_anything_is_decoded() -> None:
             ({"reasoning_effort": "none"}, "reasoning_effort"),
             ({"logit_bias": {320: 1.0}}, "logit_bias"),
             ({"n": 17}, "n"),
+            ({"stop_token_ids": frozenset({TOKENIZER.vocab_size})}, "stop_token_ids"),
         ]:
             with pytest.raises(InvalidRequest) as caught:
                 await provider.chat(conversation("hi", **fields))  # type: ignore[arg-type]
