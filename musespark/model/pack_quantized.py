@@ -45,12 +45,14 @@ class Quantization:
         expect_fields(weights, where, {"type": "int", "symmetric": True})
         for name in ("dynamic", "actorder"):
             if weights.get(name):
-                raise CheckpointError(f"{where}.{name} is {weights[name]!r}; it is not supported")
+                raise CheckpointError(f"{where}.{name} is {show(weights[name])}; it is not supported")
         bits = weights.get("num_bits")
         if type(bits) is not int or bits not in get_args(Bits):
-            raise CheckpointError(f"{where}.num_bits is {bits!r}; supported are 4 and 8")
+            raise CheckpointError(f"{where}.num_bits is {show(bits)}; supported are 4 and 8")
         if format_name == "int-quantized" and bits != 8:
-            raise CheckpointError(f"{where}.num_bits is {bits!r}; in the format 'int-quantized' only 8 is supported")
+            raise CheckpointError(
+                f"{where}.num_bits is {show(bits)}; in the format 'int-quantized' only 8 is supported"
+            )
         return cls(4 if bits == 4 else 8, _group_size(weights, where), format_name == "pack-quantized")
 
     def to_dict(self, ignore: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def weights_of(data: Any, formats: Sequence[str]) -> tuple[str, str, Mapping[str
         raise CheckpointError(
             "quantization_config.config_groups must hold exactly one group: one format for all weights"
         )
-    (where, group), *_ = ((f"quantization_config.config_groups.{name}", group) for name, group in groups.items())
+    ((name, group),) = groups.items()
+    where = f"quantization_config.config_groups.{show(name)[1:-1]}"
     expect_fields(group, where, {})
     expect_fields(group.get("weights"), f"{where}.weights", {})
     if group.get("output_activations"):
@@ -128,7 +131,7 @@ def _group_size(weights: Mapping[str, Any], where: str) -> int | None:
         raise CheckpointError(f"{where}.group_size is {show(group_size)}, but strategy 'channel' has no groups")
     if type(group_size) is not int or not 1 <= group_size <= 1 << 24:
         raise CheckpointError(
-            f"{where}.group_size is {group_size!r}; it must be a positive integer, or -1 for a whole row"
+            f"{where}.group_size is {show(group_size)}; it must be a positive integer, or -1 for a whole row"
         )
     return group_size
 
@@ -172,7 +175,7 @@ def dequantize(values: np.ndarray, scales: np.ndarray) -> np.ndarray:
 def expect_fields(data: Any, where: str, expected: Mapping[str, Any]) -> None:
     """Raises CheckpointError unless `data` is an object with exactly these values, of these types, in these fields."""
     if not isinstance(data, Mapping):
-        raise CheckpointError(f"{where} must be an object, not {data!r}")
+        raise CheckpointError(f"{where} must be an object, not {show(data)}")
     for name, value in expected.items():
         if data.get(name) != value or type(data.get(name)) is not type(value):
-            raise CheckpointError(f"{where}.{name} is {data.get(name)!r}; only {value!r} is supported")
+            raise CheckpointError(f"{where}.{name} is {show(data.get(name))}; only {value!r} is supported")
