@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from musespark.api.settings import MAX_BATCH_TOKENS, MIB, MODEL_NAME, Settings
 from musespark.chat.templates import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
@@ -16,7 +18,7 @@ from musespark.engine.engine import Engine
 from musespark.engine.native import NativeRunner, default_precision, page_bytes
 from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
-from musespark.errors import ConfigError
+from musespark.errors import CheckpointError, ConfigError
 from musespark.model.checkpoint import BUNDLED, open_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.providers.base import ModelInfo
@@ -66,8 +68,19 @@ def load_model(settings: Settings) -> LoadedModel:
         # Nothing may come out that text can't show: image rows, reserved ids, rows of the head beyond the tokenizer.
         suppressed_token_ids={*unsayable, *range(tokenizer.vocab_size, checkpoint.config.text.vocab_size)},
     )
+    check_weights(engine, tokenizer.special("<|begin_of_text|>"), folder)
     service = EngineService(engine)
     return LoadedModel(LocalProvider(service, tokenizer, chat_settings, checkpoint.generation, model), service)
+
+
+def check_weights(engine: Engine, token: int, folder: Path) -> None:
+    """Compute one token, and close the engine if that gives no numbers: no request would be answered.
+
+    Raises CheckpointError. Weights that only other tokens or images use may still be NaN; those end their request.
+    """
+    if not np.isfinite(engine.probe(token)).all():
+        engine.close()
+        raise CheckpointError(f"the model in {folder} computes NaN or infinity; its weights are damaged")
 
 
 def model_info(settings: Settings, folder: Path, precision: str) -> ModelInfo:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from musespark.api.load import load_model, model_info, plan_pages
@@ -75,6 +77,18 @@ def test_the_context_fits_the_memory(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         load_model(Settings(checkpoint=tmp_path / "nowhere", state_dir=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.language_model.norm.weight", "lm_head.weight"])
+def test_weights_that_are_not_numbers_are_refused_by_the_folders_name(name: str, tmp_path: Path) -> None:
+    tensors = random_tensors(TOY)
+    tensors[name] = np.full(tensors[name].shape, math.nan, dtype=np.float32)
+    spoken = tmp_path / "tokenizer.json"
+    Tokenizer.bytes_only().save(spoken)
+    folder = tmp_path / "damaged"
+    save_checkpoint(folder, TOY, tensors, files={"tokenizer.json": spoken, "model_card.md": "# damaged\n"})
+    with pytest.raises(CheckpointError, match="damaged computes NaN or infinity"):
+        load_model(Settings(checkpoint=folder, state_dir=tmp_path, threads=1))
 
 
 def test_the_models_name_is_its_folders_or_the_operators(checkpoint: Path, tmp_path: Path) -> None:
