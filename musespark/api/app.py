@@ -13,11 +13,11 @@ from starlette.responses import Response
 from musespark.accounts.accounts import Accounts
 from musespark.api.body import BodyReader
 from musespark.api.deps import Services
-from musespark.api.gate import LOOPBACK_NAMES, PUBLIC, Gate
+from musespark.api.gate import PUBLIC, Gate
 from musespark.api.metrics import Metrics
 from musespark.api.openapi import ERROR_RESPONSES
 from musespark.api.routes import chat, models, operations
-from musespark.api.settings import Settings
+from musespark.api.settings import LOOPBACK_NAMES, Settings
 from musespark.providers.base import Provider
 
 

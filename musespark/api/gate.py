@@ -23,6 +23,7 @@ from musespark.accounts.verify import Identity
 from musespark.api.errors import error_response
 from musespark.api.logs import describe
 from musespark.api.metrics import Metrics
+from musespark.api.settings import LOOPBACK_NAMES
 from musespark.errors import (
     InvalidApiKey,
     InvalidRequest,
@@ -33,7 +34,6 @@ from musespark.errors import (
 )
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
-LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
 
 
@@ -49,7 +49,7 @@ class Gate:
         public: Iterable[str] = PUBLIC,
         allowed_hosts: frozenset[str] | None = None,
     ) -> None:
-        """`allowed_hosts` are the names under which browsers may call; None lets any through."""
+        """`allowed_hosts` are the names that Host and Origin may have; None lets any through."""
         self._app = app
         self._accounts = accounts
         self._metrics = metrics
@@ -168,8 +168,8 @@ def check_origin(headers: Headers, allowed_hosts: frozenset[str]) -> None:
     On loopback every page in the user's browser can reach us. A name of its own that it points at 127.0.0.1 shows in
     Host (DNS rebinding), and a page of another site in Origin.
     """
-    host = headers.get("host", "")
-    if _name(host) not in allowed_hosts:
+    host = headers.get("host")  # HTTP/1.0 may leave it out; no browser does, so nobody was lured here
+    if host is not None and _name(host) not in allowed_hosts:
         raise PermissionDenied(
             f"the Host header names {host[:100]!r}, which is not this server; the operator can allow it with "
             "MUSESPARK_ALLOWED_HOSTS"
@@ -179,8 +179,7 @@ def check_origin(headers: Headers, allowed_hosts: frozenset[str]) -> None:
         authority = origin.partition("://")[2]
         if authority != host and _name(authority) not in allowed_hosts - LOOPBACK_NAMES:
             raise PermissionDenied(
-                f"requests from pages of {origin[:100]!r} are refused; the operator can allow them with "
-                "MUSESPARK_ALLOWED_HOSTS"
+                f"the Origin header names {origin[:100]!r}; on loopback this server does not answer web pages of others"
             )
 
 

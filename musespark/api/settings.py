@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from musespark.errors import ConfigError
 
 MIB = 1 << 20
 MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
+HOST_NAME = r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\]"
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})  # as Host headers have them
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -70,6 +74,19 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _plain_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Anything else would never match a Host, and leave the operator wondering why."""
+        for name in names:
+            if name in LOOPBACK_NAMES:
+                message = f"{name} is always accepted; leave it out, and name only what a proxy or tunnel is called"
+                raise PydanticCustomError("loopback_name", "{message}", {"message": message})
+            if not re.fullmatch(HOST_NAME, name):
+                message = f"{name} is no host name; write names only, without scheme, port and path: muse.example"
+                raise PydanticCustomError("host_name", "{message}", {"message": message})
+        return names
 
     @classmethod
     def read(cls, **arguments: object) -> Settings:

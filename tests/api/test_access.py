@@ -175,11 +175,20 @@ def test_a_foreign_host_is_refused_on_loopback(world: World, host: str) -> None:
         assert "MUSESPARK_ALLOWED_HOSTS" in response.json()["error"]["message"]
 
 
+def test_http_1_0_may_leave_the_host_out(world: World) -> None:
+    head = f"GET /v1/models HTTP/1.0\r\nAuthorization: Bearer {world.key}\r\n"
+    assert raw_request(world, f"{head}\r\n").startswith("HTTP/1.1 200")
+    assert raw_request(world, f"{head}Host: evil.example\r\n\r\n").startswith("HTTP/1.1 403")
+    assert raw_request(world, f"{head}Origin: https://evil.example\r\n\r\n").startswith("HTTP/1.1 403")
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost:3000", "http://127.0.0.1"])
 def test_pages_of_other_origins_are_refused_on_loopback(world: World, origin: str) -> None:
     response = world.client.post("/v1/chat/completions", json=asking("hi"), headers={"origin": origin})
     assert response.status_code == 403
-    assert response.json()["error"]["code"] == "permission_denied"
+    error = response.json()["error"]
+    assert error["code"] == "permission_denied"
+    assert "ALLOWED_HOSTS" not in error["message"]  # without CORS a browser would not read the answer either
 
 
 def test_our_own_pages_may_call(world: World) -> None:

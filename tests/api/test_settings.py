@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from musespark.api import settings as module
-from musespark.api.settings import Settings, default_state_dir
+from musespark.api.settings import LOOPBACK_NAMES, Settings, default_state_dir
 from musespark.errors import ConfigError
 
 
@@ -42,6 +42,32 @@ def test_musespark_port_wins_over_port(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hosts_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUSESPARK_ALLOWED_HOSTS", "Muse.example, other.example,")
     assert Settings.read().allowed_hosts == ("muse.example", "other.example")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *(
+            "https://muse.example",
+            "muse.example:8443",
+            "muse.example/v1",
+            "*",
+            "*.example",
+            "a b",
+            "::1",
+            "-a",
+            "ä.example",
+        ),
+        *("localhost", "127.0.0.1", "[::1]", "LOCALHOST"),
+    ],
+)
+def test_an_allowed_host_is_a_name_that_is_not_accepted_already(entry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUSESPARK_ALLOWED_HOSTS", f"good.example, {entry}")
+    with pytest.raises(ConfigError, match="MUSESPARK_ALLOWED_HOSTS") as caught:
+        Settings.read()
+    assert ("always accepted" if entry.lower() in LOOPBACK_NAMES else "write names only") in caught.value.message
+    monkeypatch.setenv("MUSESPARK_ALLOWED_HOSTS", "a, [fe80::1], 10.0.0.1, muse_1.example")
+    assert len(Settings.read().allowed_hosts) == 4
 
 
 @pytest.mark.parametrize(
