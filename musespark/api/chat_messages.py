@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
@@ -21,6 +21,7 @@ from musespark.errors import InvalidImage
 MAX_MESSAGES = 2048
 TAG_MARK = "="
 _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif);base64,", re.IGNORECASE)
+_OTHER_IMAGE = re.compile(r"data:(image/(?!(?:png|jpeg|jpg|webp|gif)[;,])[a-z0-9.+-]{1,40})[;,]", re.IGNORECASE)
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 ToolCallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -30,11 +31,12 @@ class Strict(BaseModel):
     """Exact types, and no field that is not declared.
 
     `empty_only` are fields that clients send back or fill in by habit: they are accepted while they say nothing (null,
-    false or empty), and refused by name otherwise.
+    false or empty, or what `no_ops` has for them), and refused by name otherwise.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     empty_only: ClassVar[frozenset[str]] = frozenset()
+    no_ops: ClassVar[Mapping[str, Sequence[str | bool]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -44,8 +46,16 @@ class Strict(BaseModel):
         return {
             name: value
             for name, value in data.items()
-            if name not in cls.empty_only or not (value is None or value is False or value in ([], {}))
+            if name not in cls.empty_only or not (_is_empty(value) or cls._is_no_op(name, value))
         }
+
+    @classmethod
+    def _is_no_op(cls, name: str, value: Any) -> bool:
+        return any(type(value) is type(no_op) and value == no_op for no_op in cls.no_ops.get(name, ()))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ([], {})
 
 
 class TextPart(Strict):
@@ -184,6 +194,9 @@ def _image_bytes(url: str, where: str) -> bytes:
     param = f"{where}.image_url.url"
     head = _DATA_URL.match(url)
     if head is None:
+        other = _OTHER_IMAGE.match(url)
+        if other is not None:
+            raise InvalidImage(f"{other[1].lower()} is not supported; send PNG, JPEG, WebP or GIF", param=param)
         scheme = url.partition(":")[0].lower()
         if scheme in ("http", "https"):
             raise InvalidImage(
@@ -195,9 +208,12 @@ def _image_bytes(url: str, where: str) -> bytes:
             f"the image URL starts with {url[:20]!r}; it must be data:image/png;base64,… (or jpeg, webp, gif)",
             param=param,
         )
+    text = url[head.end() :]
     try:
-        return base64.b64decode(url[head.end() :], validate=True)
+        return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidImage(
-            "the image URL holds characters that are not base64, or lacks its padding", param=param
-        ) from None
+        if re.search(r"\s", text):
+            problem = "has line breaks or spaces in its base64; send it as one line (`base64 -w0`)"
+        else:
+            problem = "holds characters that are not base64, or lacks its padding"
+        raise InvalidImage(f"the image URL {problem}", param=param) from None

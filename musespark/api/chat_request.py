@@ -7,6 +7,7 @@ response. Ranges are those of the engine (engine/request.py), taken from there s
 from __future__ import annotations
 
 import hmac
+import json
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -37,6 +38,13 @@ _KNOWN: dict[str, str] = {
     **dict.fromkeys(("chat_template", "chat_template_kwargs"), _NO_TEMPLATES),
     **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention", "moderation", "prediction", "service_tier"), ""),
     **dict.fromkeys(("store", "verbosity", "web_search_options"), ""),
+}
+# What some of them may say, since it is what happens anyway.
+_NO_OPS: dict[str, tuple[str | bool, ...]] = {
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True,),
+    "service_tier": ("auto", "default"),
+    "verbosity": ("medium",),
 }
 
 
@@ -116,6 +124,7 @@ class ChatCompletionRequest(Strict):
     ) = Field(None, description="labels that come back in the response")
 
     empty_only = frozenset(_KNOWN)
+    no_ops = _NO_OPS
 
     @field_validator("modalities", mode="before")
     @classmethod
@@ -190,6 +199,12 @@ _MESSAGES = {
     "string_too_short": "must have at least {min_length} character",
     "string_too_long": "must have at most {max_length} characters",
     "literal_error": "must be {expected}",
+    "finite_number": "must be a finite number",
+}
+# What the names of the fields in an object must be.
+_KEYS = {
+    "logit_bias": 'a key must be a token id, such as "42"',
+    "metadata": "a key must have at most 64 characters",
 }
 
 
@@ -198,9 +213,16 @@ def _explain(error: ErrorDetails) -> InvalidRequest:
     kind, value = error["type"], error["input"]
     path = _path(error["loc"], keep_last=kind == "extra_forbidden")
     if kind in ("unknown_role", "unknown_part"):
-        name = "role" if kind == "unknown_role" else "type"
-        path.append(name)
-        value = value.get(name) if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            kind = "dict_type"
+        else:
+            name = "role" if kind == "unknown_role" else "type"
+            path.append(name)
+            kind = kind if name in value else "missing"
+            value = value.get(name)
+    if len(error["loc"]) == 3 and error["loc"][0] in _KEYS and error["loc"][2] == "[key]":
+        name = str(error["loc"][0])
+        return InvalidRequest(f"`{name}` has the key {_shown(value)}; {_KEYS[name]}", param=name)
     field = ".".join(path)
     param = field or None
     if kind == "extra_forbidden":
@@ -216,7 +238,13 @@ def _explain(error: ErrorDetails) -> InvalidRequest:
     if kind == "missing":
         return InvalidRequest(f"the field `{field}` is missing", param=param)
     message = _MESSAGES[kind].format_map(error.get("ctx", {})) if kind in _MESSAGES else error["msg"]
-    shown = f"; it is {_shown(value)}" if isinstance(value, bool | int | float) else ""
+    if kind == "list_type" and error["loc"][-1] == TAG_MARK + "list":
+        message = "must be a string or a list"
+    shown = ""
+    if isinstance(value, bool | int | float):
+        shown = f"; it is {_shown(value)}"
+    elif kind.endswith("_type"):
+        shown = f"; it is {_json_type(value)}"
     return InvalidRequest(f"`{field}` {message}{shown}" if field else message, param=param)
 
 
@@ -229,7 +257,10 @@ def _path(loc: tuple[int | str, ...], keep_last: bool) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return _cut(repr(value))
+    """A value as JSON has it, in words where it is long; a string in the quotes of our texts."""
+    if isinstance(value, str):
+        return _cut(repr(value))
+    return _json_type(value) if isinstance(value, dict | list) else _cut(json.dumps(value))
 
 
 def _cut(text: str) -> str:
@@ -237,5 +268,5 @@ def _cut(text: str) -> str:
 
 
 def _json_type(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "an array"}
-    return names.get(type(value), "null")
+    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return "an object" if isinstance(value, dict) else names.get(type(value), "null")

@@ -11,7 +11,8 @@ import json
 import math
 import re
 from collections import Counter
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import Any
 
 from musespark.errors import InvalidRequest
 
@@ -41,7 +42,12 @@ def parse(body: bytes) -> Any:
         )
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error.msg} at character {error.pos:,}") from None
-    _check_text(value)
+    try:
+        _check_values(value)
+    except InvalidRequest as error:
+        if error.param is None:
+            raise
+        raise InvalidRequest(f"`{error.param}`: {error.message}", param=error.param) from None
     return value
 
 
@@ -74,25 +80,30 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _constant(name: str) -> NoReturn:
-    raise InvalidRequest(f"{name} is not a JSON number")
+# A number that can't be read becomes its error, for `_check_values` to raise where the path to it is known.
 
 
-def _float(text: str) -> float:
+def _constant(name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is not a JSON number")
+
+
+def _float(text: str) -> float | InvalidRequest:
     value = float(text)
-    if not math.isfinite(value):
-        raise InvalidRequest(f"the number {_shown(text)} is too large")
-    return value
+    return value if math.isfinite(value) else InvalidRequest(f"the number {_shown(text)} is too large")
 
 
-def _integer(text: str) -> int:
+def _integer(text: str) -> int | InvalidRequest:
     if len(text) > MAX_INTEGER_DIGITS:
-        raise InvalidRequest(f"the number {_shown(text)} has more than {MAX_INTEGER_DIGITS} digits")
+        return InvalidRequest(f"the number {_shown(text)} has more than {MAX_INTEGER_DIGITS} digits")
     return int(text)
 
 
-def _check_text(value: Any) -> None:
-    """Raise InvalidRequest if a string anywhere in `value` holds half of a surrogate pair, which no UTF-8 can carry."""
+def _check_values(value: Any) -> None:
+    """Raise InvalidRequest, `param` being the path, for a number that can't be read anywhere in `value`, or a string
+    that holds half of a surrogate pair, which no UTF-8 can carry.
+    """
+    if isinstance(value, InvalidRequest):
+        raise value
     if isinstance(value, str):
         if not value.isascii():
             try:
@@ -101,12 +112,20 @@ def _check_text(value: Any) -> None:
                 escape = f"\\u{ord(value[error.start]):04x}"
                 raise InvalidRequest(f"the body holds {escape}, half of a surrogate pair") from None
     elif isinstance(value, list):
-        for item in value:
-            _check_text(item)
+        _check_items(enumerate(value))
     elif isinstance(value, dict):
-        for name, item in value.items():
-            _check_text(name)
-            _check_text(item)
+        for name in value:
+            _check_values(name)
+        _check_items(value.items())
+
+
+def _check_items(items: Iterable[tuple[int | str, Any]]) -> None:
+    for name, item in items:
+        try:
+            _check_values(item)
+        except InvalidRequest as error:  # the path grows on the way out, so that it costs nothing where all is well
+            error.param = ".".join([_shown(str(name)), *([error.param] if error.param else [])])
+            raise
 
 
 def _shown(text: str) -> str:

@@ -121,12 +121,15 @@ def test_a_million_placeholders_take_linear_time(world: World) -> None:
 def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(world: World) -> None:
     error = refused(world.ask("x" * 5000))
     assert error["code"] == "context_length_exceeded"
-    assert "4,096" in error["message"]
+    assert "this model takes 4,096" in error["message"]
+    assert "max_tokens" not in error["message"]
 
 
 def test_max_tokens_beyond_the_context_is_refused_and_not_cut(world: World) -> None:
-    error = refused(world.ask("say: a", max_tokens=4096))
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    for field in ("max_tokens", "max_completion_tokens"):
+        error = refused(world.ask("say: a", **{field: 4096}))
+        assert (error["code"], error["param"]) == ("context_length_exceeded", field)
+        assert "up to 4,096 are asked for" in error["message"]
 
 
 # Images

@@ -140,9 +140,9 @@ def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
 
 UNSUPPORTED = {
     "tools": [{"type": "function", "function": {"name": "f"}}],
-    "tool_choice": "auto",
+    "tool_choice": "required",
     "functions": [{"name": "f"}],
-    "parallel_tool_calls": True,
+    "parallel_tool_calls": 1,
     "audio": {"voice": "x"},
     "modalities": ["audio"],
     "prediction": {"type": "content", "content": "x"},
@@ -183,6 +183,38 @@ def test_a_zero_does_not_say_nothing(value: Any) -> None:
 
 def test_known_fields_that_say_nothing_are_accepted() -> None:
     assert understood(tools=[], functions=None, store=False, audio=None, prediction=None) == understood()
+    for field, values in {
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "service_tier": ("auto", "default"),
+        "verbosity": ("medium",),
+    }.items():
+        for value in values:
+            assert understood(**{field: value}) == understood()
+    assert refusal(tools=[{"type": "function"}], tool_choice="auto").param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"temperature": True}, "temperature", "must be a number; it is true"),
+        ({"stop": None, "model": None}, "model", "must be a string; it is null"),
+        ({"n": {}}, "n", "must be a whole number; it is an object"),
+        ({"messages": ["x"]}, "messages.0", "must be an object; it is a string"),
+        ({"messages": [{"role": None}]}, "messages.0.role", "is null; it must be 'developer'"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role", "the field `messages.0.role` is missing"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "must be a string or a list; it is 5"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0", "must be an object; it is a str"),
+        ({"stop": True}, "stop", "must be a string or a list; it is true"),
+        ({"logit_bias": {"one": 1}}, "logit_bias", "has the key 'one'; a key must be a token id"),
+        ({"metadata": {"a" * 65: ""}}, "metadata", "a key must have at most 64 characters"),
+        ({"metadata": {"[key]": 1}}, "metadata.[key]", "must be a string; it is 1"),
+    ],
+)
+def test_errors_speak_of_json(fields: dict[str, Any], param: str, message: str) -> None:
+    error = refusal(**fields)
+    assert error.param == param
+    assert message in error.message
 
 
 def test_only_text_comes_out() -> None:
@@ -313,6 +345,19 @@ def test_other_urls_are_refused(url: str) -> None:
     assert (type(error), error.param) == (InvalidImage, "messages.0.content.1.image_url.url")
 
 
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:image/bmp;base64,Qk0=", "image/bmp is not supported; send PNG, JPEG, WebP or GIF"),
+        ("data:image/AVIF;base64,AAAA", "image/avif is not supported; send PNG, JPEG, WebP or GIF"),
+        ("data:image/png;base64,AA\nAA", "line breaks"),
+        ("data:image/png;base64,!!!!", "not base64"),
+    ],
+)
+def test_what_is_wrong_with_a_data_url_is_said(url: str, message: str) -> None:
+    assert message in refusal(messages=[{"role": "user", "content": [image(url)]}]).message
+
+
 BAD_MESSAGES: list[tuple[dict[str, Any], str, str]] = [
     ({"role": "alien", "content": "x"}, "invalid_request", "messages.0.role"),
     ({"role": "function", "content": "x"}, "invalid_request", "messages.0.role"),
@@ -325,8 +370,9 @@ BAD_MESSAGES: list[tuple[dict[str, Any], str, str]] = [
     ({"role": "user", "content": 5}, "invalid_request", "messages.0.content"),
     ({"role": "user", "content": {}}, "invalid_request", "messages.0.content"),
     ({"role": "user", "content": []}, "invalid_request", "messages.0.content"),
-    ({"role": "user", "content": [[]]}, "unsupported_field", "messages.0.content.0.type"),
-    ({"role": "user", "content": ["x"]}, "unsupported_field", "messages.0.content.0.type"),
+    ({"role": "user", "content": [[]]}, "invalid_request", "messages.0.content.0"),
+    ({"role": "user", "content": ["x"]}, "invalid_request", "messages.0.content.0"),
+    ({"role": "user", "content": [{}]}, "invalid_request", "messages.0.content.0.type"),
     ({"role": "user", "content": [{"type": "text"}]}, "invalid_request", "messages.0.content.0.text"),
     ({"role": "user", "content": [{"type": "text", "text": 5}]}, "invalid_request", "messages.0.content.0.text"),
     ({"role": "user", "content": [{"type": "input_audio"}]}, "unsupported_field", "messages.0.content.0.type"),

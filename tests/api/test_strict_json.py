@@ -66,6 +66,13 @@ def test_what_is_not_strict_json_is_refused_with_the_reason(body: bytes, message
         strict_json.parse(body)
 
 
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e400", "9" * 41, '"\\ud800"', '{"\\ud800": 1}'])
+def test_a_value_that_cannot_be_read_is_named_by_its_path(value: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"^`a\.1\.b`: ") as caught:
+        strict_json.parse(f'{{"x": 1, "a": [0, {{"b": {value}}}]}}'.encode())
+    assert caught.value.param == "a.1.b"
+
+
 def test_nesting_is_bounded_on_both_sides() -> None:
     for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
         deepest = opening * 32 + b"1" + closing * 32

@@ -18,7 +18,7 @@ from musespark.api.deps import provider_of, services_of
 from musespark.api.errors import error_object
 from musespark.api.gate import as_musespark_error
 from musespark.api.openapi import CHAT_BODY
-from musespark.errors import ModelNotFound
+from musespark.errors import ContextTooLong, ModelNotFound
 from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
 
 router = APIRouter()
@@ -36,7 +36,12 @@ async def create_chat_completion(request: Request) -> Response:
         del body
         _note_labels(request, asked)
         # Admission comes before the status is sent, so that a refusal has a status of its own.
-        chat = await sse.while_connected(request.receive, provider.chat(chat_request))
+        try:
+            chat = await sse.while_connected(request.receive, provider.chat(chat_request))
+        except ContextTooLong as error:
+            if error.param == "max_tokens" and asked.max_completion_tokens is not None:
+                error.param = "max_completion_tokens"  # as this client calls it
+            raise
     formatter = Formatter(response_id, provider.model, logprobs=bool(asked.logprobs))
     events = _timed(chat, request)
     if asked.stream:
