@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -12,15 +13,21 @@ from musespark.api.settings import Settings
 from musespark.errors import ModelLoading
 from musespark.providers.base import Provider
 
+LARGE_AT_ONCE = 2
+
 
 @dataclass(slots=True)
 class Services:
-    """In `app.state.services`. `provider` is None while the model is being loaded."""
+    """In `app.state.services`. `provider` is None while the model is being loaded.
+
+    `large_bodies` are parsed a few at a time, since each may take eight times its size meanwhile.
+    """
 
     provider: Provider | None
     settings: Settings
     bodies: BodyReader
     metrics: Metrics
+    large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
 
 def services_of(request: Request) -> Services:

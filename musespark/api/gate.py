@@ -22,6 +22,7 @@ from musespark.accounts.accounts import Accounts
 from musespark.accounts.verify import Identity
 from musespark.api.errors import error_response
 from musespark.api.logs import describe
+from musespark.api.memory import forget_frames
 from musespark.api.metrics import Metrics
 from musespark.api.settings import LOOPBACK_NAMES
 from musespark.errors import (
@@ -71,6 +72,7 @@ class Gate:
             raise
         except Exception as error:
             await _render(error, scope, receive, visit)
+            forget_frames(error)
         finally:
             self._record(scope, visit)
 

@@ -30,6 +30,7 @@ from musespark.api.app import create_app
 from musespark.api.deps import Services
 from musespark.api.errors import error_object
 from musespark.api.load import LoadedModel, load_model
+from musespark.api.memory import return_large_blocks
 from musespark.api.settings import Settings
 from musespark.errors import InvalidRequest, SetupError
 
@@ -44,6 +45,7 @@ BACKLOG = 512
 def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_model) -> None:
     """Run until SIGTERM or Ctrl-C. Raises a SetupError if the state folder, the port or the checkpoint is unusable."""
     logs.configure()
+    return_large_blocks()
     with Accounts.open(settings.state_dir) as accounts, bind(settings.host, settings.port) as listener:
         app = create_app(None, accounts, settings)
         server = _Server(_uvicorn_config(app, settings))

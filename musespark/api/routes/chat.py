@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -17,6 +18,7 @@ from musespark.api.chat_response import Formatter
 from musespark.api.deps import provider_of, services_of
 from musespark.api.errors import error_object
 from musespark.api.gate import as_musespark_error
+from musespark.api.memory import LARGE_BYTES
 from musespark.api.openapi import CHAT_BODY
 from musespark.errors import ContextTooLong, ModelNotFound
 from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
@@ -30,9 +32,11 @@ async def create_chat_completion(request: Request) -> Response:
     response_id = f"chatcmpl-{secrets.token_hex(12)}"
     async with services.bodies.read(request) as body:
         # Parsing and base64 take up to a second for a large body: not on the loop that serves everybody.
-        asked, chat_request = await asyncio.to_thread(
-            _understand, body, response_id, request.state.identity.cache_salt, provider.model.id
-        )
+        large = len(body) > LARGE_BYTES
+        async with services.large_bodies if large else contextlib.nullcontext():
+            asked, chat_request = await asyncio.to_thread(
+                _understand, body, response_id, request.state.identity.cache_salt, provider.model.id
+            )
         del body
         _note_labels(request, asked)
         # Admission comes before the status is sent, so that a refusal has a status of its own.
