@@ -9,7 +9,7 @@ NATIVE := CMakeLists.txt $(wildcard musespark/engine/csrc/*)
 .PHONY: serve test clean
 
 serve: .venv/.ready  ## install if needed, then serve the model in the box (or CHECKPOINT=folder) on 127.0.0.1:$(PORT)
-	@exec .venv/bin/musespark serve $(CHECKPOINT) --port $(PORT)
+	@exec .venv/bin/musespark serve $(if $(CHECKPOINT),"$(CHECKPOINT)") --port $(PORT)
 
 test: .venv-dev/.ready  ## install if needed, then run the whole suite (ARGS="tests/engine -x" for a part)
 	@exec .venv-dev/bin/python -m pytest $(ARGS)
