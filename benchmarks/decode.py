@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from musespark.engine.native import NativeRunner, available_isas, build_info, default_precision, usable_cores
-from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch
+from musespark.engine.runner import PAGE_SIZE, Batch
 from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint, save_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.model.presets import preset
@@ -51,10 +51,9 @@ class Streams:
         self.count = count
         self.length = 0
         self.random = np.random.default_rng(0)
-        self.tables = np.full((count, runner.num_full_pages // count), NO_PAGE, np.int32)
-        self.tables[:] = np.arange(self.tables.size, dtype=np.int32).reshape(self.tables.shape)
+        self.tables = np.arange(runner.num_full_pages, dtype=np.int32).reshape(count, -1)
 
-    def feed(self, num_tokens: int, want_logits: bool = True) -> None:
+    def feed(self, num_tokens: int) -> None:
         """One step: `num_tokens` random tokens for every sequence, and the logits of the last of each."""
         text = self.runner.config.text
         total = self.count * num_tokens
@@ -67,28 +66,28 @@ class Streams:
             sliding_block_table=self.tables,
             embed_rows=np.zeros(0, np.int32),
             embeds=np.zeros((0, text.hidden_size), np.float32),
-            logit_rows=last if want_logits else last[:0],
+            logit_rows=last,
         )
         self.runner.forward(batch)
         self.length += num_tokens
 
 
-def timed(action: Callable[[], None]) -> float:
+def timed(action: Callable[[int], None], argument: int, times: int = 1) -> float:
     start = time.perf_counter()
-    action()
+    for _ in range(times):
+        action(argument)
     return time.perf_counter() - start
 
 
 def measure(runner: NativeRunner, streams: int, context: int, repetitions: int) -> dict[str, float]:
-    """Tokens per second of prefill (one stream, steps of PREFILL_TOKENS) and of decode (all streams together)."""
+    """Tokens per second of all streams together: prefill in steps of PREFILL_TOKENS for each stream, then decode."""
     prefill, decode = [], []
     for _ in range(repetitions):
-        one = Streams(runner, streams)
+        together = Streams(runner, streams)
         for _ in range(context // PREFILL_TOKENS):
-            prefill.append(streams * PREFILL_TOKENS / timed(lambda one=one: one.feed(PREFILL_TOKENS)))
-        one.feed(1)
-        seconds = timed(lambda one=one: [one.feed(1) for _ in range(DECODE_TOKENS)] and None)
-        decode.append(streams * DECODE_TOKENS / seconds)
+            prefill.append(streams * PREFILL_TOKENS / timed(together.feed, PREFILL_TOKENS))
+        together.feed(1)
+        decode.append(streams * DECODE_TOKENS / timed(together.feed, 1, DECODE_TOKENS))
     return {
         "prefill_best": max(prefill),
         "prefill_median": statistics.median(prefill),
@@ -105,9 +104,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--isa", choices=available_isas())
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
-    parser.add_argument("--context", type=int, default=PREFILL_TOKENS, help="tokens before decoding starts")
+    parser.add_argument(
+        "--context",
+        type=int,
+        default=PREFILL_TOKENS,
+        help=f"tokens before decoding starts, in steps of {PREFILL_TOKENS}",
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     args = parser.parse_args()
+    if args.context < PREFILL_TOKENS:
+        parser.error(f"--context is {args.context}; it must be at least {PREFILL_TOKENS}, one step")
 
     with tempfile.TemporaryDirectory() as folder:
         if args.preset:

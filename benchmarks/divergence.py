@@ -1,6 +1,6 @@
 """How far the coarser precisions of the native runner are from float32, on held-out text.
 
-    python benchmarks/divergence.py [CHECKPOINT] [--reference CHECKPOINT] [--text ../shared/data/text/valid]
+    python benchmarks/divergence.py [CHECKPOINT] [--reference CHECKPOINT] --text DATA/text/valid
 
 For each precision the mean Kullback-Leibler divergence from the reference (nats a token), the share of tokens whose
 most likely next token is the same, and bits per token on the text itself. The reference is CHECKPOINT in float32, or
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--reference", type=Path, help="an unquantised checkpoint to compare with; default the same one"
     )
-    parser.add_argument("--text", type=Path, default=Path("../shared/data/text/valid"))
+    parser.add_argument("--text", type=Path, required=True, help="folder of .jsonl.zst files with a `text` in each row")
     parser.add_argument("--samples", type=int, default=60, help=f"pieces of {WINDOW} tokens")
     parser.add_argument("--precision", choices=["float32", "bf16", "int8"], action="append")
     parser.add_argument("--threads", type=int, default=usable_cores())
@@ -119,6 +119,8 @@ def main() -> None:
         tallies["reference"].add(expected, expected, ids)
         for precision, runner in runners.items():
             tallies[precision].add(expected, log_softmax(logits_of(runner, ids)), ids)
+    if not tallies["reference"].tokens:
+        parser.error(f"--text {args.text} holds no .jsonl.zst file with a text of {WINDOW} tokens")
 
     print(f"{'precision':12} {'mean KL':>10} {'largest KL':>11} {'same top-1':>11} {'bits/token':>11}")
     results = {name: tally.summary() for name, tally in tallies.items()}
