@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from musespark.engine import native as engine_native
 from musespark.engine.native import NativeRunner, available_isas, build_info, page_bytes
 from musespark.engine.runner import NO_PAGE, Batch
 from musespark.errors import CheckpointError, ConfigError, EngineFailed
@@ -214,6 +215,26 @@ def test_a_tensor_of_another_shape_is_refused_by_name(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     checkpoint.config = replace(CONFIG, text=replace(CONFIG.text, vocab_size=98))
     with pytest.raises(CheckpointError, match=r"embed_tokens.weight has shape \[97, .*asks for \[98, "):
+        NativeRunner(checkpoint, precision="float32", num_full_pages=1, num_sliding_pages=1)
+
+
+def test_a_tensor_that_would_have_to_be_copied_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy would be gone before its weights are packed. Columns first instead of rows; doubles as scales."""
+    values = np.zeros((97, WIDTH), np.int8), np.zeros((97, 1), np.float64)
+    wrong = ("F32", np.zeros((97, WIDTH), np.float32, order="F"), None, 0), ("I8", *values, WIDTH)
+    for fetched, message in zip(wrong, ("embed_tokens.weight", "scale of .*embed_tokens.weight"), strict=True):
+        monkeypatch.setattr(engine_native, "_fetch", lambda _, name, fetched=fetched: fetched)
+        with pytest.raises(CheckpointError, match=f"{message} is not a contiguous array"):
+            open_native(folder)
+
+
+def test_an_embedding_in_integers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are read as floats; opening a checkpoint refuses it before, in all formats."""
+    checkpoint = open_checkpoint(folder)
+    checkpoint.config = replace(CONFIG, text=replace(CONFIG.text, hidden_size=12))
+    fetched = "I8", np.zeros((97, 12), np.int8), np.zeros((97, 1), np.float32), 12
+    monkeypatch.setattr(engine_native, "_fetch", lambda _, name: fetched)
+    with pytest.raises(CheckpointError, match=r"embed_tokens\.weight must be in floats"):
         NativeRunner(checkpoint, precision="float32", num_full_pages=1, num_sliding_pages=1)
 
 

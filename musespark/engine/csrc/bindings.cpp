@@ -35,6 +35,14 @@ void require(bool condition, const std::string& message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
+// A view of what Python holds. Never of a converted copy, which would be gone before the weights are packed.
+template <class A>
+A view(const nb::handle& object, const std::string& name) {
+    A array;
+    require(nb::try_cast(object, array, false), name + " is not a contiguous array of the type that its dtype says");
+    return array;
+}
+
 // `fetch(name)` in native.py gives (dtype, array, scales or None, group size).
 class PythonSource : public TensorSource {
 public:
@@ -44,7 +52,7 @@ public:
     Tensor get(const std::string& name) override {
         auto fetched = std::make_shared<nb::tuple>(nb::cast<nb::tuple>(fetch_(name)));
         const auto dtype = nb::cast<std::string>((*fetched)[0]);
-        const auto array = nb::cast<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>((*fetched)[1]);
+        const auto array = view<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>((*fetched)[1], name);
         Tensor tensor;
         tensor.name = name;
         tensor.data = array.data();
@@ -67,7 +75,7 @@ public:
 
 private:
     static void add_scales(Tensor& tensor, const nb::tuple& fetched) {
-        const auto scales = nb::cast<nb::ndarray<const float, nb::c_contig, nb::device::cpu>>(fetched[2]);
+        const auto scales = view<Array<const float>>(fetched[2], "the scale of " + tensor.name);
         tensor.type = Tensor::Type::int8;
         tensor.scales = scales.data();
         tensor.group_size = nb::cast<int64_t>(fetched[3]);

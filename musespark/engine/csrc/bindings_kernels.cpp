@@ -3,8 +3,9 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include <numeric>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "isa.h"
 #include "operand.h"

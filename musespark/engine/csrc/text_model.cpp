@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numbers>
+#include <stdexcept>
 
 namespace musespark {
 
@@ -38,6 +39,7 @@ TextModel::TextModel(TensorSource& source, const TextConfig& config, Format form
     const std::string prefix = "model.language_model.";
     // The embedding is copied as it is stored: a row is all that a token needs of it.
     embedding_ = source.get(prefix + "embed_tokens.weight", {config_.vocab_size, d});
+    if (embedding_.type == Tensor::Type::int8) throw std::invalid_argument(embedding_.name + " must be in floats");
     const int64_t element = embedding_.type == Tensor::Type::float32 ? 4 : 2;
     embedding_memory_ = Bytes(checked_product({config_.vocab_size, d, element}));
     std::memcpy(embedding_memory_.data(), embedding_.data, static_cast<size_t>(embedding_memory_.size()));
