@@ -6,8 +6,10 @@ Weights are repacked when the runner is made and owned by it, so the checkpoint 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -174,9 +176,28 @@ def build_info() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on, or fewer where its container is given the time of fewer."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MAX_THREADS)
+    return min(cores, cores_in_quota() or cores, MAX_THREADS)
+
+
+def cores_in_quota(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """The cores' worth of time in the control group of this process (Linux, version 2), rounded up; None: no limit.
+
+    `docker run --cpus 2` shows every core of the machine: a thread on each would use up the time of a tenth of a second
+    at once, and then all of them stand still together.
+    """
+    try:
+        groups = [line.removeprefix("0::/") for line in own.read_text().splitlines() if line.startswith("0::/")]
+    except OSError:
+        return None
+    limits = []
+    for group in groups:
+        for folder in (Path(group), *Path(group).parents):  # a limit holds for the groups below it, too
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                quota, period = (root / folder / "cpu.max").read_text().split()
+                limits.append(max(1, -(-int(quota) // int(period))))
+    return min(limits, default=None)
 
 
 def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
