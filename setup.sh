@@ -33,7 +33,7 @@ step "installing musespark$extras and building the native core into $venv (a few
   while IFS= read -r line; do
     case $line in
       "Collecting "*) line=${line#Collecting } && echo "  fetching ${line%% *}" ;;
-      *"Building editable for musespark"*) echo "  compiling the native core" ;;
+      *"Building editable for musespark"*started) echo "  compiling the native core" ;;
       "Installing collected packages"*) echo "  installing packages" ;;
     esac
   done ||
