@@ -42,7 +42,17 @@ DECAY = {
     "instructions": 15,
     "manners": 9,
 }
-FINETUNE = {"stories": 7, "textbooks": 3, "pictures": 4, "names": 22, "instructions": 26, "manners": 38}
+FINETUNE = {
+    "stories": 14,
+    "textbooks": 7,
+    "qa": 4,
+    "docs": 3,
+    "books": 2,
+    "pictures": 3,
+    "names": 22,
+    "instructions": 17,
+    "manners": 28,
+}
 
 
 def recipe() -> Recipe:
