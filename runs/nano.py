@@ -19,7 +19,8 @@ TEXT = {
     "python": TextData(("text/python-00.jsonl.zst",), max_tokens=4_000_000),
 }
 PRETRAIN = {"stories": 34, "textbooks": 20, "qa": 10, "docs": 10, "books": 8, "python": 3, "pictures": 15}
-# From here on most picture rows hold small named pictures: captions of photos took half of the tokens and taught no names.
+# From here on most picture rows hold small named pictures: captions of photos took half of the tokens, and taught no
+# names.
 NAMES = {
     "stories": 32,
     "textbooks": 18,

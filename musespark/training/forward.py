@@ -70,9 +70,8 @@ class Decoder:
             w = _Layer(weights, f"{PREFIX}layers.{layer}.")
             residual = self._attention(w, residual, masks[c.layer_types[layer]], cos, sin, c.layer_uses_rope[layer])
             residual = self._moe(w, biases[layer], residual, routing)
-        norm = residual.float()
-        norm = norm * torch.rsqrt(norm.pow(2).mean(-1, keepdim=True) + c.rms_norm_eps)
-        return (norm * weights[f"{PREFIX}norm.weight"]).to(residual.dtype), routing
+        out = _rms_norm(residual, c.rms_norm_eps) * weights[f"{PREFIX}norm.weight"]
+        return out.to(residual.dtype), routing
 
     def _attention(self, w: _Layer, residual: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, use_rope: bool) -> Tensor:
         c = self.config
@@ -168,7 +167,12 @@ class _Layer:
 def embed(config: TextConfig, weights: Mapping[str, Tensor], token_ids: Tensor) -> Tensor:
     """Normed input embeddings (B, T, D) float32 of token ids (B, T)."""
     x = F.embedding(token_ids, weights[f"{PREFIX}embed_tokens.weight"]).float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps)
+    return _rms_norm(x, config.rms_norm_eps)
+
+
+def _rms_norm(x: Tensor, eps: float) -> Tensor:
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
 
 
 def rotary(config: TextConfig, length: int) -> tuple[Tensor, Tensor]:
@@ -197,14 +201,11 @@ def _attention_in(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     batch, length, _ = residual.shape
     num_q, num_kv, head_dim = heads
-    x = residual.float()
-    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + norm)
+    x = _rms_norm(residual, eps) * (1 + norm)
     x = x.to(qkvg.dtype) @ qkvg.mT
     q, k, v, gate = x.split([num_q * head_dim, num_kv * head_dim, num_kv * head_dim, num_q * head_dim], dim=-1)
-    q = q.view(batch, length, num_q, head_dim).float()
-    k = k.view(batch, length, num_kv, head_dim).float()
-    q = q * torch.rsqrt(q.pow(2).mean(-1, keepdim=True) + eps) * qk_scale
-    k = k * torch.rsqrt(k.pow(2).mean(-1, keepdim=True) + eps)
+    q = _rms_norm(q.view(batch, length, num_q, head_dim), eps) * qk_scale
+    k = _rms_norm(k.view(batch, length, num_kv, head_dim), eps)
     if cos is not None and sin is not None:
         q = _rotate(q, cos, sin)
         k = _rotate(k, cos, sin)
@@ -239,12 +240,9 @@ def _attention_out(
     eps: float,
     post_eps: float,
 ) -> Tensor:
-    x = out.transpose(1, 2).float()  # (B, T, H, head_dim)
-    x = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2)
+    x = _rms_norm(out.transpose(1, 2), eps).flatten(-2)  # (B, T, H head_dim)
     x = (x * torch.sigmoid(gate.float())).to(o_proj.dtype) @ o_proj.mT
-    x = x.float()
-    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + post_eps)
-    return _mix(residual, x, residual_gate, temperature)
+    return _mix(residual, _rms_norm(x, post_eps), residual_gate, temperature)
 
 
 def _mix(residual: Tensor, branch: Tensor, gate: Tensor, temperature: float) -> Tensor:
@@ -267,15 +265,13 @@ def _route(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents (N, M), experts (N, k), their shares (N, k) and the router's z-loss of one layer."""
-    x = residual.float().flatten(0, 1)
-    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * (1 + norm)
+    x = _rms_norm(residual.flatten(0, 1), eps) * (1 + norm)
     logits = (x @ router.mT) * multiplier
     scores = torch.sigmoid(logits)
     picks = torch.topk(scores + bias, num_picks, dim=-1, sorted=False).indices
     shares = scores.gather(1, picks)
     shares = shares / (shares.sum(-1, keepdim=True) + 1e-15) * scaling
-    latent = (x.to(pre.dtype) @ pre.mT).float()
-    latent = latent * torch.rsqrt(latent.pow(2).mean(-1, keepdim=True) + eps) * (1 + pre_norm)
+    latent = _rms_norm(x.to(pre.dtype) @ pre.mT, eps) * (1 + pre_norm)
     return latent.to(pre.dtype), picks, shares, logits.pow(2).mean()
 
 
@@ -285,8 +281,7 @@ def _swiglu(x: Tensor) -> Tensor:
 
 
 def _expert_out(x: Tensor, norm: Tensor, eps: float) -> Tensor:
-    y = x.float() * (1 + norm)
-    return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return _rms_norm(x.float() * (1 + norm), eps).to(x.dtype)
 
 
 def _moe_out(
@@ -301,5 +296,5 @@ def _moe_out(
 ) -> Tensor:
     y = (x.view(*shares.shape, -1).float() * shares[..., None]).sum(1).to(post.dtype)  # (N, M)
     z = (y @ post.mT).float() * (1 + norm)
-    z = z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + eps)
+    z = _rms_norm(z, eps)
     return _mix(residual, z.view(residual.shape), gate, temperature)

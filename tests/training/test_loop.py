@@ -107,7 +107,8 @@ def test_pictures_reach_the_vision_tower(tmp_path: Path, pack: Path) -> None:
 def test_naming_pictures_teaches_the_tower_and_not_the_head(tmp_path: Path, pack: Path) -> None:
     trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
     trainer._open_phase(None)
-    batch = make_batch([trainer.sources["pictures"].row(0)])
+    pictures = trainer.sources["pictures"]
+    batch = make_batch([pictures.row(i) for i in range(len(pictures))])
     assert set(batch.named_images.tolist()) == set(range(len(batch.images)))
     features = trainer.network.encode_images(batch.images)
     trainer._name_loss(dict(trainer.network.named_parameters()), features, batch).backward()
