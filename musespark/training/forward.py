@@ -216,8 +216,8 @@ def _attention_in(
         .expand(-1, -1, -1, groups, -1)
         .reshape(batch, length, num_q, head_dim)
     )
-    dtype = qkvg.dtype
-    return tuple(x.to(dtype).transpose(1, 2).contiguous() for x in (q, k, v)), gate
+    q, k, v = (x.to(qkvg.dtype).transpose(1, 2).contiguous() for x in (q, k, v))
+    return (q, k, v), gate
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
