@@ -235,7 +235,7 @@ def test_values_are_written_as_the_published_template_writes_them(value: str, wr
 
 
 NO_OBJECTS = ["[1]", '"text"', "7", "null", "{", "{'a': 1}", '{"a": NaN}', '{"a": [Infinity]}', '{"a": 1e400}']
-NO_OBJECTS += ["[" * 50_000, '{"a":' * 5_000 + "1" + "}" * 5_000, '{"a": ' + "9" * 5_000 + "}"]
+NO_OBJECTS += ["[" * 50_000, '{"a":' * 100_000 + "1" + "}" * 100_000, '{"a": ' + "9" * 5_000 + "}"]
 
 
 @pytest.mark.parametrize("arguments", NO_OBJECTS, ids=lambda arguments: arguments[:12])
