@@ -49,6 +49,8 @@ def load_state(
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # which ones a broken file raises is not documented, and they share no class
         raise CheckpointError(f"{path} can't be read: {error}") from None
+    if not isinstance(state, dict) or not {"config", "network", "optimizers", "progress"} <= set(state):
+        raise CheckpointError(f"{path} is not the state of a training run")
     if state["config"] != _described(recipe):
         raise CheckpointError(f"{path} was written for another model configuration; choose another --out")
     network.load_state_dict(state["network"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from musespark.errors import DataError
 from musespark.training.shards import read_texts
 
 Piece = tuple[str, bool, bool]  # text, whether it starts its document, whether it ends it
@@ -54,6 +55,8 @@ def prepare_text(
             total += len(ids)
         if max_tokens is not None and total >= max_tokens:
             break
+    if not parts:
+        raise DataError(f"source {name!r} has no text: its shards are empty")
     save_array(target, np.concatenate(parts)[:max_tokens])
     return target
 

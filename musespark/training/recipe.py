@@ -14,6 +14,8 @@ from pathlib import Path
 from musespark.errors import ConfigError, DataError
 from musespark.model.config import ModelConfig
 
+LARGEST_VOCABULARY = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class TextData:
@@ -25,7 +27,7 @@ class TextData:
 
 @dataclass(frozen=True, slots=True)
 class ChatData:
-    """Conversations built by a function of `musespark.training.samples`, by its name there."""
+    """Conversations built by a function, by its name in `training/sources.py`."""
 
     builder: str
     version: int = 1  # raise it when the builder changes, and the data is made anew
@@ -74,6 +76,15 @@ class Recipe:
             raise ConfigError(
                 f"rows_per_step {self.rows_per_step} must be a multiple of rows_per_forward {self.rows_per_forward}"
             )
+        if self.warmup_steps < 1:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}; it must be at least 1")
+        if self.config.text.vocab_size > LARGEST_VOCABULARY:
+            raise ConfigError(
+                f"the vocabulary of {self.config.text.vocab_size:,} is too large: tokenised data holds 16-bit ids, "
+                f"so at most {LARGEST_VOCABULARY:,} can be trained"
+            )
+        if "dense" in self.config.text.mlp_layer_types:
+            raise ConfigError("the training decoder has no dense layers; use mlp_layer_types of 'sparse' only")
         for phase in self.phases:
             for name in phase.mix:
                 if name not in self.sources:

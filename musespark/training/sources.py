@@ -50,6 +50,8 @@ def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
 
 
 def prepare_chat(name: str, spec: ChatData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path) -> Path:
+    if spec.builder not in BUILDERS:
+        raise DataError(f"source {name!r}: there is no builder {spec.builder!r}; there are {', '.join(BUILDERS)}")
     target = out / f"{name}-{digest(tokenizer_path.read_bytes(), spec.builder, spec.version)}.npz"
     if not target.exists():
         write_conversations(target, BUILDERS[spec.builder](data), tokenizer)

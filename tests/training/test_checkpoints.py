@@ -52,3 +52,11 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path, pack: Path) -> None
     other = replace(recipe, config=replace(recipe.config, text=replace(recipe.config.text, sliding_window=64)))
     with pytest.raises(CheckpointError, match="another model configuration"):
         Trainer(other, data=pack, out=tmp_path / "run").restore()
+
+
+def test_a_file_that_is_no_state_of_a_run_is_refused_by_name(tmp_path: Path, pack: Path) -> None:
+    trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
+    trainer.out.mkdir(parents=True, exist_ok=True)
+    torch.save({"weights": torch.zeros(1)}, trainer.out / STATE)
+    with pytest.raises(CheckpointError, match="not the state of a training run"):
+        trainer.restore()

@@ -55,3 +55,9 @@ def test_a_source_with_less_than_a_row_is_refused_by_name(tmp_path: Path) -> Non
     write_rows(tmp_path / "text" / "stories-00.jsonl.zst", [{"text": "short"}])
     with pytest.raises(DataError, match="'stories' gives no row of 256 tokens"):
         open_source("stories", toy_recipe(tmp_path), tmp_path, tmp_path / "run")
+
+
+def test_empty_shards_are_refused_by_the_source_s_name(tmp_path: Path, tokenizer_path: Path) -> None:
+    shard = write_rows(tmp_path / "a.jsonl.zst", [])
+    with pytest.raises(DataError, match="'a' has no text"):
+        prepare_text("a", [shard], tokenizer_path, tmp_path / "out")
