@@ -50,4 +50,10 @@ class GenerationDefaults:
         return cls(tuple(eos), float(temperature), float(top_p))
 
     def to_dict(self) -> dict[str, Any]:
-        return {"eos_token_id": list(self.eos_token_ids), "temperature": self.temperature, "top_p": self.top_p}
+        """What transformers reads too; without do_sample it would warn that it ignores the temperature."""
+        return {
+            "eos_token_id": list(self.eos_token_ids),
+            "do_sample": self.temperature > 0,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+        }

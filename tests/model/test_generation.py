@@ -20,8 +20,7 @@ def test_without_a_file_the_end_id_of_the_config_holds(tmp_path: Path) -> None:
 def test_transformers_reads_what_we_write_and_we_what_it_writes(tmp_path: Path) -> None:
     ours = GenerationDefaults((1, 6), temperature=0.6, top_p=0.95)
     theirs = GenerationConfig.from_dict(ours.to_dict())
-    assert (theirs.eos_token_id, theirs.temperature, theirs.top_p) == ([1, 6], 0.6, 0.95)
-    theirs.do_sample = True  # transformers refuses to save a temperature that it would not use
+    assert (theirs.eos_token_id, theirs.do_sample, theirs.temperature, theirs.top_p) == ([1, 6], True, 0.6, 0.95)
     theirs.save_pretrained(tmp_path)
     assert GenerationDefaults.from_file(tmp_path / "generation_config.json", TOY) == ours
 
