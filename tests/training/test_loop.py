@@ -70,7 +70,8 @@ def test_a_run_that_is_killed_goes_on_from_its_last_state(tmp_path: Path, pack: 
     while not (run / STATE).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the run had ended before it was killed"
+    assert (run / STATE).exists()
 
     resumed = train(recipe, data=pack, out=run, resume=True)
     assert_same_weights(whole, resumed)
