@@ -48,10 +48,7 @@ def make_batch(rows: Sequence[Row]) -> Batch:
     )
 
 
-def make_batches(rows: Sequence[tuple[str, Row]], rows_per_forward: int) -> tuple[list[Batch], int]:
+def make_batches(rows: Sequence[Row], rows_per_forward: int) -> tuple[list[Batch], int]:
     """Batches of `rows_per_forward` rows, and the number of learned tokens in all of them."""
-    batches = [
-        make_batch([row for _, row in rows[start : start + rows_per_forward]])
-        for start in range(0, len(rows), rows_per_forward)
-    ]
+    batches = [make_batch(rows[start : start + rows_per_forward]) for start in range(0, len(rows), rows_per_forward)]
     return batches, sum(len(batch.targets) for batch in batches)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +28,9 @@ from musespark.training.plan import Plan
 from musespark.training.progress import Progress
 from musespark.training.recipe import Recipe
 from musespark.training.report import Reporter
-from musespark.training.rows import Source
+from musespark.training.rows import Row, Source
 from musespark.training.sources import open_source
+from musespark.training.variations import vary
 
 FLOAT32_NAMES = ("mlp.gate.weight", "embed_tokens", "vision_")  # the router, and what is cast where it is used
 
@@ -104,9 +107,33 @@ class Trainer:
     def step(self, plan: Plan) -> dict[str, Any]:
         """One update. Returns what the metrics file gets."""
         recipe, progress = self.recipe, self.progress
-        named = plan.rows(progress.phase, progress.step)
-        rows = [(name, self.sources[name].row(index)) for name, index in named]
-        batches, num_targets = make_batches(rows, recipe.rows_per_forward)
+        batches, num_targets = make_batches(self._rows(plan), recipe.rows_per_forward)
+        if recipe.phases[progress.phase].trains == "vision":
+            metrics, loads = self._backward_of_vision(batches)
+        else:
+            metrics, loads = self._backward(batches, num_targets)
+            progress.tokens += sum(batch.num_tokens for batch in batches)
+            progress.targets += num_targets
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm))
+        if not math.isfinite(metrics["loss"]) or not math.isfinite(norm):
+            raise TrainingDiverged(
+                f"the loss is {metrics['loss']} and the gradient norm {norm} at step {progress.total_steps:,}; "
+                f"the last saved state in {self.out} is from before; lower the learning rates of the recipe"
+            )
+        scale = progress.lr_scale(recipe)
+        self._update(scale, loads)
+        return {**metrics, "grad_norm": norm, "lr_scale": scale}
+
+    def _rows(self, plan: Plan) -> list[Row]:
+        """The rows of the next step; each time that a picture is shown it looks a little different."""
+        progress = self.progress
+        rng = np.random.default_rng((self.recipe.seed, progress.phase, progress.step))
+        rows = [self.sources[name].row(index) for name, index in plan.rows(progress.phase, progress.step)]
+        return [replace(row, images=tuple(vary(image, rng) for image in row.images)) for row in rows]
+
+    def _backward(self, batches: Sequence[Batch], num_targets: int) -> tuple[dict[str, float], list[Tensor]]:
+        """Gradients of the whole network; what the metrics file gets, and each layer's tokens per expert."""
+        recipe = self.recipe
         loads = [torch.zeros(recipe.config.text.num_local_experts, dtype=torch.int64) for _ in self.biases]
         total = 0.0
         for batch in batches:
@@ -114,20 +141,18 @@ class Trainer:
             (loss / num_targets + extra * len(batch.token_ids) / recipe.rows_per_step).backward()
             total += loss.item()
             loads = [a + b for a, b in zip(loads, batch_loads, strict=True)]
-        loss_per_token = total / num_targets
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm))
-        if not math.isfinite(loss_per_token) or not math.isfinite(norm):
-            raise TrainingDiverged(
-                f"the loss is {loss_per_token} and the gradient norm {norm} at step {progress.total_steps:,}; "
-                f"the last saved state in {self.out} is from before; lower the learning rates of the recipe"
-            )
-        scale = progress.lr_scale(recipe)
-        self._update(scale, loads)
-        progress.tokens += sum(batch.num_tokens for batch in batches)
-        progress.targets += num_targets
         fair = recipe.rows_per_step * recipe.sequence_length * recipe.config.text.num_experts_per_tok
         least = [float(load.min()) * len(load) / fair for load in loads]
-        return {"loss": loss_per_token, "grad_norm": norm, "lr_scale": scale, "least_expert_load": min(least)}
+        return {"loss": total / num_targets, "least_expert_load": min(least)}, loads
+
+    def _backward_of_vision(self, batches: Sequence[Batch]) -> tuple[dict[str, float], list[Tensor]]:
+        """Gradients of the vision tower alone, and no loads: the decoder doesn't run."""
+        total = 0.0
+        for batch in batches:
+            loss = self._name_loss(self._encode(batch), batch) / len(batches)
+            loss.backward()
+            total += loss.item()
+        return {"loss": total, "pictures": sum(len(batch.images) for batch in batches)}, []
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Summed loss in nats, what is added to the mean loss, and expert loads of one batch."""
@@ -137,20 +162,26 @@ class Trainer:
         x = embed(text, weights, batch.token_ids)
         extra = torch.zeros(())
         if batch.images:
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                features = self.network.encode_images(batch.images)
+            features = self._encode(batch)
             x = x.flatten(0, 1).index_put((batch.image_rows,), torch.cat(features).float()).view_as(x)
-            extra = self.recipe.image_name_loss * self._name_loss(weights, features, batch)
+            extra = self.recipe.image_name_loss * self._name_loss(features, batch)
         hidden, routing = self.decoder.hidden(weights, self.biases, x.to(dtype), batch.segments)
         learned = hidden.flatten(0, 1).index_select(0, batch.target_rows)
         extra = extra + self.recipe.router_z_loss * routing.z_loss
         return self.decoder.loss(weights, learned, batch.targets), extra, routing.loads
 
-    def _name_loss(self, weights: Mapping[str, Tensor], features: list[Tensor], batch: Batch) -> Tensor:
-        """See `name_loss`; the head is used and not changed."""
+    def _encode(self, batch: Batch) -> list[Tensor]:
+        """The features (cells, D) of each image."""
+        dtype = getattr(torch, self.recipe.precision)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return self.network.encode_images(batch.images)
+
+    def _name_loss(self, features: list[Tensor], batch: Batch) -> Tensor:
+        """See `name_loss`; the embeddings are used and not changed."""
         pooled = torch.stack([cells.mean(0) for cells in features]).float()
-        head = weights["lm_head.weight"].detach().float()
-        return contrast(pooled, head, batch.named_images, batch.name_tokens) + spread(pooled)
+        with torch.no_grad():
+            words = embed(self.recipe.config.text, dict(self.network.named_parameters()), batch.name_tokens)
+        return contrast(pooled, words, batch.named_images, batch.name_tokens) + spread(pooled)
 
     def _cast(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
         return {
@@ -166,7 +197,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         # Balance without a loss: an expert that got too little is chosen more readily (arXiv 2408.15664).
-        for bias, load in zip(self.biases.values(), loads, strict=True):
+        for bias, load in zip(self.biases.values(), loads, strict=bool(loads)):
             error = load.float().mean() - load.float()
             bias += self.recipe.router_bias_rate * scale * error.sign()
 

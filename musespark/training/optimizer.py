@@ -24,7 +24,6 @@ NOT_A_HIDDEN_MATRIX = (
     "embed_tokens",
     "lm_head",
     "mlp.gate.",
-    "embeddings",
     "position",
 )  # one-hot inputs, the head, the router
 

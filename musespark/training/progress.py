@@ -2,7 +2,8 @@
 
 The steps that finished phases really took are kept, for the data plan counts rows by them. With a time limit the steps
 of a recipe are proportions: a phase at a constant learning rate ends when its share of the time is used up, one with a
-falling rate is given the steps that fit into what is left.
+falling rate is given the steps that fit into what is left. A phase that trains the vision tower alone is short, has
+quick steps, and keeps their number.
 """
 
 from __future__ import annotations
@@ -65,14 +66,20 @@ class Progress:
     def _share_is_used_up(self, recipe: Recipe) -> bool:
         """Only at a constant learning rate: where it falls, the phase keeps its number of steps, to reach the end."""
         phase = recipe.phases[self.phase]
-        if recipe.time_limit_s is None or phase.lr_start != phase.lr_end:
+        if recipe.time_limit_s is None or phase.lr_start != phase.lr_end or phase.trains == "vision":
             return False
-        steps = [phase.steps for phase in recipe.phases]
+        steps = _timed_steps(recipe)
         return self.seconds_left(recipe) <= recipe.time_limit_s * sum(steps[self.phase + 1 :]) / sum(steps)
 
     def _steps_that_fit(self, recipe: Recipe) -> int:
-        steps = [phase.steps for phase in recipe.phases[self.phase :]]
-        if recipe.time_limit_s is None:
-            return steps[0]
+        phase = recipe.phases[self.phase]
+        if recipe.time_limit_s is None or phase.trains == "vision":
+            return phase.steps
+        steps = _timed_steps(recipe)[self.phase :]
         fitting = self.seconds_left(recipe) / self.step_time_s * steps[0] / sum(steps)
         return max(1, int(fitting))
+
+
+def _timed_steps(recipe: Recipe) -> list[int]:
+    """The steps of each phase as shares of the time limit."""
+    return [0 if phase.trains == "vision" else phase.steps for phase in recipe.phases]

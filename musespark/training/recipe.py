@@ -1,7 +1,8 @@
 """A recipe: everything that decides a training run, as plain data. The files in runs/ each return one.
 
 A run goes through phases; each has a number of steps, a mixture of sources and a learning-rate line from `lr_start` to
-`lr_end` (fractions of the peak). Warm-up, stable and decay are three phases of one run.
+`lr_end` (fractions of the peak). Warm-up, stable and decay are three phases of one run. A phase may train the vision
+tower alone: it looks at many times more pictures a second than the whole network does.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from musespark.errors import ConfigError, DataError
 from musespark.model.config import ModelConfig
@@ -40,6 +42,7 @@ class Phase:
     mix: Mapping[str, float]  # source -> share of the rows; shares are normalised
     lr_start: float = 1.0
     lr_end: float = 1.0
+    trains: Literal["all", "vision"] = "all"  # "vision": the tower by `name_loss`; the decoder isn't run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Recipe:
     router_bias_rate: float = 1e-2  # 1e-3 is for runs of many thousand steps
     router_z_loss: float = 1e-4
     vision_lr_scale: float = 0.25  # a few dozen pictures a step: at the full rate the tower is shaken, not taught
-    image_name_loss: float = 0.1  # weight of `name_loss`, which reaches the vision tower only
+    image_name_loss: float = 0.1  # weight of `name_loss` where the decoder learns too; it reaches the tower only
     seed: int = 1
     time_limit_s: float | None = None  # phases are cut so that the run ends in time
     save_every_s: float = 300.0

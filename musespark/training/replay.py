@@ -16,7 +16,7 @@ from musespark.training.sources import open_source
 
 
 def seen_rows(recipe: Recipe, progress: Progress, *, data: Path, out: Path) -> Iterator[Row]:
-    """Every row that the run trained on up to `progress`, with repetitions; its pictures are left out."""
+    """Every row that the decoder was trained on up to `progress`, with repetitions; its pictures are left out."""
     steps = [*progress.finished] if progress.done(recipe) else [*progress.finished, progress.step]
     names = sorted({name for phase in recipe.phases[: len(steps)] for name in phase.mix})
     sources = {name: open_source(name, recipe, data, out) for name in names}
@@ -24,7 +24,10 @@ def seen_rows(recipe: Recipe, progress: Progress, *, data: Path, out: Path) -> I
     plan = Plan(recipe.phases, sizes, rows_per_step=recipe.rows_per_step, seed=recipe.seed)
     for phase, count in enumerate(steps):
         for step in range(count):
-            for name, index in plan.rows(phase, step):
+            taken = plan.rows(phase, step)
+            if recipe.phases[phase].trains == "vision":
+                continue  # the decoder saw none of it
+            for name, index in taken:
                 yield sources[name].row(index, with_images=False)
 
 

@@ -105,17 +105,32 @@ def test_pictures_reach_the_vision_tower(tmp_path: Path, pack: Path) -> None:
     assert not torch.equal(network.state_dict()[name], fresh.state_dict()[name])
 
 
-def test_naming_pictures_teaches_the_tower_and_not_the_head(tmp_path: Path, pack: Path) -> None:
+def test_naming_pictures_teaches_the_tower_and_nothing_else(tmp_path: Path, pack: Path) -> None:
     trainer = Trainer(toy_recipe(tmp_path), data=pack, out=tmp_path / "run")
     trainer._open_phase(None)
     pictures = trainer.sources["pictures"]
     batch = make_batch([pictures.row(i) for i in range(len(pictures))])
     assert set(batch.named_images.tolist()) == set(range(len(batch.images)))
     features = trainer.network.encode_images(batch.images)
-    trainer._name_loss(dict(trainer.network.named_parameters()), features, batch).backward()
+    trainer._name_loss(features, batch).backward()
     reached = {name for name, p in trainer.network.named_parameters() if p.grad is not None and bool(p.grad.any())}
     assert reached
     assert all(name.startswith("model.vision_") for name in reached)
+
+
+def test_a_phase_of_vision_teaches_pictures_their_names_and_leaves_the_decoder_alone(
+    tmp_path: Path, pack: Path
+) -> None:
+    phase = Phase("vision", 12, {"pictures": 1}, trains="vision")
+    trainer = Trainer(toy_recipe(tmp_path, phases=(phase,)), data=pack, out=tmp_path / "run")
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.run()
+    changed = {name for name, tensor in trainer.network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all(name.startswith("model.vision_") for name in changed)
+    seen = losses(tmp_path / "run")
+    assert sum(seen[-3:]) < 0.7 * sum(seen[:3])
+    assert trainer.progress.tokens == 0
 
 
 def test_the_router_bias_helps_the_expert_that_got_least(tmp_path: Path, pack: Path) -> None:
@@ -137,8 +152,10 @@ def test_the_exported_checkpoint_has_the_trained_logits(tmp_path: Path, pack: Pa
     assert (tmp_path / "checkpoint" / "model_card.md").read_text() == "# toy\n"
 
 
-def test_replay_gives_exactly_the_tokens_that_were_seen(tmp_path: Path, pack: Path) -> None:
-    recipe = toy_recipe(tmp_path)
+def test_replay_gives_exactly_the_tokens_that_the_decoder_saw(tmp_path: Path, pack: Path) -> None:
+    mix = {"stories": 3, "pictures": 1}
+    phases = (Phase("text", 7, mix), Phase("vision", 3, {"pictures": 1}, trains="vision"), Phase("both", 5, mix))
+    recipe = toy_recipe(tmp_path, phases=phases)
     train(recipe, data=pack, out=tmp_path / "run")
     progress = load_progress(tmp_path / "run")
     rows = list(seen_rows(recipe, progress, data=pack, out=tmp_path / "run"))

@@ -55,6 +55,32 @@ def test_with_a_time_limit_steps_are_shares_of_the_time(
     assert ends == pytest.approx([60, 90, 100], abs=2 * step_s)
 
 
+def test_a_phase_of_vision_keeps_its_steps_whatever_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = toy_recipe(
+        tmp_path,
+        phases=(
+            Phase("text", 600, {"stories": 1}),
+            Phase("vision", 40, {"pictures": 1}, 4.0, 0.5, trains="vision"),
+            Phase("both", 300, {"stories": 1}),
+            Phase("decay", 100, {"stories": 1}, 1.0, 0.1),
+        ),
+        time_limit_s=100.0,
+    )
+    clock = [1000.0]
+    monkeypatch.setattr(progress_module.time, "time", lambda: clock[0])
+    progress = Progress.begin(recipe)
+    ends = []
+    while not progress.done(recipe):
+        step_s = 0.1 if recipe.phases[progress.phase].trains == "vision" else 0.5
+        clock[0] += step_s
+        if progress.advance(recipe, seconds=step_s):
+            ends.append(clock[0] - 1000.0)
+    assert progress.finished[1] == 40
+    assert ends == pytest.approx([60, 64, 90, 100], abs=1.0)
+
+
 def test_a_recipe_that_mixes_an_unknown_source_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'books'"):
         toy_recipe(tmp_path, phases=(Phase("p", 1, {"books": 1}),))
