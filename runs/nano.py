@@ -69,8 +69,8 @@ def recipe() -> Recipe:
         # The time limit makes the steps proportions; on an idle machine a step takes about 4 s.
         phases=(
             Phase("pretrain", 800, PRETRAIN),
-            # About 75,000 looks at the 5,656 small pictures. The rates start at those of the decoder's matrices.
-            Phase("vision", 340, {"names": 1}, lr_start=4.0, lr_end=0.5, trains="vision"),
+            # About 50,000 looks at the 5,656 small pictures. The rates start at those of the decoder's matrices.
+            Phase("vision", 400, {"names": 1}, lr_start=4.0, lr_end=0.5, trains="vision"),
             Phase("names", 550, NAMES),
             Phase("decay", 480, DECAY, lr_start=1.0, lr_end=0.3),
             Phase("finetune", 220, FINETUNE, lr_start=0.3, lr_end=0.02),
