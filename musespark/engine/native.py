@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from musespark.engine import _native
+from musespark.engine.native_vision import native_tower
+from musespark.engine.rotary import rotary_frequencies
 from musespark.errors import CheckpointError, ConfigError, EngineFailed
 from musespark.model.checkpoint import Checkpoint, Quantized
-from musespark.model.config import ModelConfig, TextConfig, VisionConfig
+from musespark.model.config import ModelConfig, TextConfig
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
@@ -70,11 +72,11 @@ class NativeRunner:
         ):
             raise ConfigError(f"isa {isa!r} can't run on this machine; there are {', '.join(available_isas())}")
         _check_pages(self.config, self.precision, num_full_pages, num_sliding_pages)
-        vision = self.config.vision
+        tower = native_tower(self.config)
         try:
             self._model = _native.Model(
                 text=_text(self.config.text),
-                vision=None if vision is None else _vision(vision, self.config.projector_hidden_size),
+                vision=tower,
                 fetch=lambda name: _fetch(checkpoint, name),
                 precision=self.precision,
                 num_full_pages=num_full_pages,
@@ -115,7 +117,8 @@ class NativeRunner:
         return logits
 
     def encode_image(self, image: PatchedImage) -> npt.NDArray[np.float32]:
-        """Features (num_tokens, D) float32, of unit mean square as text embeddings are. ValueError without a tower."""
+        """Features (num_tokens, D) float32 of one image, for Llama 4 of one tile, ready to take the place of text
+        embeddings. Raises ValueError without a tower, or for a grid that it can't take."""
         self._refuse_if_closed()
         rows, columns = image.grid
         if rows * columns != len(image.patches):  # before memory for the features is asked for
@@ -210,30 +213,10 @@ def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
     return weight.raw.dtype, np.ascontiguousarray(data), None, 0
 
 
-def rotary_frequencies(width: int, theta: float) -> list[float]:
-    """Angle per position of each pair, theta^(-2i/width), rounded to float32 where the reference rounds.
-
-    At position 8,000 one unit in the last place of a frequency is half a thousandth of a radian.
-    """
-    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    powers = np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
-    return (np.float32(1.0) / powers).tolist()
-
-
 def _text(text: TextConfig) -> dict[str, Any]:
     return asdict(text) | {
         "rotary_frequencies": rotary_frequencies(text.head_dim, text.rope_theta),
         "sliding": [kind == "sliding_attention" for kind in text.layer_types],
         "sparse": [kind == "sparse" for kind in text.mlp_layer_types],
         "rope": list(text.layer_uses_rope),
-    }
-
-
-def _vision(vision: VisionConfig, projector_hidden_size: int) -> dict[str, Any]:
-    half = vision.hidden_size // vision.num_attention_heads // 2
-    return asdict(vision) | {
-        "window": vision.window,
-        "projector_hidden_size": projector_hidden_size,
-        "rotary_frequencies": rotary_frequencies(half, vision.rope_theta),
-        "full_attention": [kind == "full_attention" for kind in vision.layer_types],
     }

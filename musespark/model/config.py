@@ -171,6 +171,11 @@ class ModelConfig:
     model_type: ModelType = "muse_spark"
     tile_vision: TileVisionConfig | None = None  # the tower of llama4, whose `vision` is None
 
+    @property
+    def image_tower(self) -> VisionConfig | TileVisionConfig | None:
+        """The tower for images, of whichever kind the family has; None for a model that reads text only."""
+        return self.vision or self.tile_vision
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelConfig:
         """Check a parsed `config.json`. Raises ConfigError naming the field, its value and what it may be."""

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "bindings_kernels.h"
+#include "bindings_vision.h"
 #include "isa.h"
 #include "model.h"
 
@@ -131,22 +132,6 @@ TextConfig text_config(const nb::dict& d) {
     const auto rope = nb::cast<std::vector<bool>>(d["rope"]);
     require(sliding.size() == sparse.size() && sliding.size() == rope.size(), "the lists of layers differ in length");
     for (size_t i = 0; i < sliding.size(); ++i) c.layers.push_back({sliding[i], sparse[i], rope[i]});
-    return c;
-}
-
-VisionConfig vision_config(const nb::dict& d) {
-    const auto size = [&](const char* name) { return nb::cast<int64_t>(d[name]); };
-    VisionConfig c;
-    c.hidden_size = size("hidden_size");
-    c.intermediate_size = size("intermediate_size");
-    c.num_attention_heads = size("num_attention_heads");
-    c.patch_size = size("patch_size");
-    c.merge_size = size("merge_size");
-    c.window = size("window");
-    c.projector_hidden_size = size("projector_hidden_size");
-    c.layer_norm_eps = nb::cast<float>(d["layer_norm_eps"]);
-    c.rotary_frequencies = nb::cast<std::vector<float>>(d["rotary_frequencies"]);
-    c.full_attention = nb::cast<std::vector<bool>>(d["full_attention"]);
     return c;
 }
 

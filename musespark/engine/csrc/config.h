@@ -31,15 +31,4 @@ struct TextConfig {
     }
 };
 
-struct VisionConfig {
-    int64_t hidden_size, intermediate_size, num_attention_heads, patch_size, merge_size, window;
-    int64_t projector_hidden_size;
-    float layer_norm_eps;
-    std::vector<float> rotary_frequencies;  // (head_dim / 4): columns and rows each turn half of the pairs
-    std::vector<bool> full_attention;       // by layer
-
-    int64_t head_dim() const { return hidden_size / num_attention_heads; }
-    int64_t frame_size() const { return 3 * patch_size * patch_size; }  // values of one patch of one frame
-};
-
 }  // namespace musespark

@@ -177,6 +177,15 @@ void rotate(float* x, const float* cosine, const float* sine, int64_t half) {
     }
 }
 
+void rotate_neighbours(float* x, const float* cosine, const float* sine, int64_t half) {
+    MUSESPARK_ELEMENTWISE
+    for (int64_t i = 0; i < half; ++i) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = a * cosine[i] - b * sine[i];
+        x[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+}
+
 float softmax_page(float* scores, int64_t first, int64_t last, SoftmaxState* state) {
     const float lowest = -__builtin_inff();
     for (int64_t i = 0; i < first; ++i) scores[i] = lowest;

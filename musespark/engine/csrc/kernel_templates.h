@@ -61,6 +61,7 @@ constexpr Kernels make_kernels(const char* isa) {
             gelu,
             soft_cap,
             rotate,
+            rotate_neighbours,
             softmax_page};
 }
 

@@ -80,6 +80,8 @@ struct Kernels {
     void (*soft_cap)(float* x, int64_t n, float multiplier, float cap);
     // Turn the pairs (x[i], x[i + half]) by the angle i.
     void (*rotate)(float* x, const float* cosine, const float* sine, int64_t half);
+    // Turn the pairs (x[2 * i], x[2 * i + 1]) by the angle i.
+    void (*rotate_neighbours)(float* x, const float* cosine, const float* sine, int64_t half);
 
     // One page of online softmax: scores (64) become 2^(score - maximum), zero outside [first, last). Returns the
     // factor by which everything accumulated so far must be multiplied.

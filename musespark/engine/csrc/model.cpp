@@ -28,17 +28,6 @@ void check(const TextConfig& c) {
             "one rotary frequency per pair is needed");
 }
 
-void check(const VisionConfig& c) {
-    for (const int64_t size : {c.hidden_size, c.intermediate_size, c.num_attention_heads, c.patch_size, c.merge_size,
-                               c.window, c.projector_hidden_size}) {
-        require(size >= 1 && size <= int64_t{1} << 31, "a size of the vision tower is not positive, or is above 2^31");
-    }
-    require(c.hidden_size % c.num_attention_heads == 0 && c.head_dim() % 4 == 0,
-            "vision heads must have a multiple of 4 channels");
-    require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim() / 4,
-            "one vision frequency per pair is needed");
-}
-
 Format text_format(Precision precision) {
     switch (precision) {
         case Precision::float32:
@@ -60,7 +49,6 @@ Model::Model(TensorSource& source, const TextConfig& text, const std::optional<V
       kernels_(choose_kernels(options.isa)),
       num_threads_(options.num_threads) {
     check(text_config_);
-    if (vision_config_) check(*vision_config_);
     // Block tables hold page ids in 32 bits.
     for (const int64_t pages : {options.num_full_pages, options.num_sliding_pages}) {
         require(pages >= 0 && pages <= INT32_MAX, "the number of pages is negative or above 2^31");
@@ -72,8 +60,8 @@ Model::Model(TensorSource& source, const TextConfig& text, const std::optional<V
     if (vision_config_) {
         // The tower is not quantised in any published checkpoint.
         const Format vision_format = format == Format::float32 ? Format::float32 : Format::bfloat16;
-        vision_ = std::make_unique<VisionModel>(source, *vision_config_, text_config_.hidden_size,
-                                                text_config_.rms_norm_eps, vision_format, machine());
+        vision_ = make_tower(source, *vision_config_, text_config_.hidden_size, text_config_.rms_norm_eps,
+                             vision_format, machine());
     }
 }
 

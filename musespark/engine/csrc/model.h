@@ -10,7 +10,8 @@
 #include "batch.h"
 #include "config.h"
 #include "text_model.h"
-#include "vision_model.h"
+#include "vision_config.h"
+#include "vision_tower.h"
 
 namespace musespark {
 
@@ -52,7 +53,7 @@ private:
     std::mutex mutex_;
     std::unique_ptr<ThreadPool> pool_;  // null after close
     std::unique_ptr<TextModel> text_;
-    std::unique_ptr<VisionModel> vision_;
+    std::unique_ptr<ImageTower> vision_;
 };
 
 // Bytes of a page of each group, full and sliding.

@@ -1,19 +1,21 @@
-// The attention of the image tower: the pages and the softmax are those of the text, the pages are scratch.
+// The attention of the image towers: the pages and the softmax are those of the text, the pages are scratch. Scores
+// exist for one page and a block of queries at a time, never for all pairs of patches.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numbers>
 
-#include "vision_model.h"
+#include "vision_layers.h"
 
 namespace musespark {
 
 // Attention within each segment, without a causal mask; the result is left as operand rows for the output projection.
-void VisionModel::attend(const Machine& machine, const std::vector<Segment>& segments, int64_t num_patches) {
+void VisionLayers::attend(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
+                          int64_t num_rows) const {
     const Kernels& kernels = machine.kernels;
     const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
     const int64_t query_bytes = d * head_.element_bytes();
-    fill_pages(machine, segments);
+    fill_pages(machine, work, segments, num_rows);
     std::vector<Segment> blocks;  // of at most kQueryRows rows
     std::vector<size_t> segment_of;
     for (size_t s = 0; s < segments.size(); ++s) {
@@ -28,51 +30,50 @@ void VisionModel::attend(const Machine& machine, const std::vector<Segment>& seg
         const Segment& block = blocks[index];
         Query queries[kQueryRows];
         for (int64_t i = 0; i < block.count; ++i) {
-            queries[i] = {work_.queries.data() + ((block.first + i) * num_heads + h) * query_bytes, 0,
+            queries[i] = {work.queries.data() + ((block.first + i) * num_heads + h) * query_bytes, 0,
                           segments[segment_of[index]].count};
         }
         const std::byte* first_page =
-            work_.pages.data() + (work_.first_page[segment_of[index]] * num_heads + h) * head_.bytes();
-        AttentionScratch& scratch = work_.attention[static_cast<size_t>(thread)];
+            work.pages.data() + (work.first_page[segment_of[index]] * num_heads + h) * head_.bytes();
+        AttentionScratch& scratch = work.attention[static_cast<size_t>(thread)];
         scratch.attend(kernels, {first_page, num_heads * head_.bytes(), nullptr}, queries, block.count);
         for (int64_t i = 0; i < block.count; ++i) {
-            std::copy_n(scratch.output(i), d, work_.projected.data() + (block.first + i) * 3 * c + h * d);
+            std::copy_n(scratch.output(i), d, work.projected.data() + (block.first + i) * 3 * c + h * d);
         }
     });
-    for_rows(machine, num_patches, c,
-             [&](int64_t i) { work_.operand.prepare(kernels, i, work_.projected.data() + i * 3 * c, c); });
+    for_rows(machine, num_rows, c,
+             [&](int64_t i) { work.operand.prepare(kernels, i, work.projected.data() + i * 3 * c, c); });
 }
 
 // Turn q and k; store the queries as operands, k and v in pages of 64 that start anew with each segment.
-void VisionModel::fill_pages(const Machine& machine, const std::vector<Segment>& segments) {
+void VisionLayers::fill_pages(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
+                              int64_t num_rows) const {
     const Kernels& kernels = machine.kernels;
     const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
     const int64_t query_bytes = d * head_.element_bytes();
     const float query_scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(d));
-    work_.page_rows.clear();
-    work_.first_page.clear();
-    int64_t num_patches = 0;
+    work.page_rows.clear();
+    work.first_page.clear();
     for (const Segment& segment : segments) {
-        work_.first_page.push_back(static_cast<int64_t>(work_.page_rows.size()));
+        work.first_page.push_back(static_cast<int64_t>(work.page_rows.size()));
         for (int64_t row = 0; row < segment.count; row += kPageTokens) {
-            work_.page_rows.push_back({segment.first + row, std::min(kPageTokens, segment.count - row)});
+            work.page_rows.push_back({segment.first + row, std::min(kPageTokens, segment.count - row)});
         }
-        num_patches += segment.count;
     }
-    const auto num_pages = static_cast<int64_t>(work_.page_rows.size());
-    std::byte* pages = work_.pages.reserve(num_pages, num_heads * head_.bytes());
-    std::byte* queries = work_.queries.reserve(num_patches, num_heads * query_bytes);
+    const auto num_pages = static_cast<int64_t>(work.page_rows.size());
+    std::byte* pages = work.pages.reserve(num_pages, num_heads * head_.bytes());
+    std::byte* queries = work.queries.reserve(num_rows, num_heads * query_bytes);
     machine.pool.run(num_pages, [&](int64_t index, int) {
-        const Segment& rows = work_.page_rows[static_cast<size_t>(index)];
+        const Segment& rows = work.page_rows[static_cast<size_t>(index)];
         std::byte* page = pages + index * num_heads * head_.bytes();
         // What an earlier image left must not meet a weight of zero: 0 * NaN would be NaN.
         if (rows.count < kPageTokens) std::memset(page, 0, static_cast<size_t>(num_heads * head_.bytes()));
         for (int64_t slot = 0; slot < rows.count; ++slot) {
             const int64_t row = rows.first + slot;
-            float* q = work_.projected.data() + row * 3 * c;
+            float* q = work.projected.data() + row * 3 * c;
             float* k = q + c;
-            const float* cosine = work_.rotary.data() + row * d;
-            for (int64_t h = 0; h < 2 * num_heads; ++h) kernels.rotate(q + h * d, cosine, cosine + d / 2, d / 2);
+            const float* cosine = work.rotary.data() + row * d;
+            for (int64_t h = 0; h < 2 * num_heads; ++h) rotate_(q + h * d, cosine, cosine + d / 2, d / 2);
             kernels.scale(q, query_scale, c);
             std::byte* query = queries + row * num_heads * query_bytes;
             if (head_.format == Format::float32) {
