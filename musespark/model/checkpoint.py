@@ -95,11 +95,15 @@ class Checkpoint:
         """
         parts = self._parts(name, self._shapes[name])
         if parts[0][0] == name:
-            return self._stored_weight(name)
-        return join_experts((self._stored_weight(part) for part, _ in parts), len(parts), self._shapes[name][0])
+            return self.stored_weight(name)
+        return join_experts((self.stored_weight(part) for part, _ in parts), len(parts), self._shapes[name][0])
 
-    def _stored_weight(self, name: str) -> Weight:
-        """One matrix, or fused experts, from the tensors that opening has found to be of a form that we know."""
+    def stored_parts(self, name: str) -> list[tuple[str, Shape]]:
+        """The weights that make up the logical tensor `name`: itself, or (name, (out, in)) of each unfused expert."""
+        return self._parts(name, self._shapes[name])
+
+    def stored_weight(self, name: str) -> Weight:
+        """One of `stored_parts`, from the tensors that opening has found to be of a form that we know."""
         if name not in self._files:
             assert self.quantization is not None, "opening accepts packed tensors only with a quantization_config"
             bits, width = self.quantization.bits, int(self.tensor(f"{name}_shape").data[-1])

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from musespark.errors import CheckpointError
 from musespark.model.json_file import read_json_object, show
-from musespark.model.manifest import check_manifest, write_manifest
+from musespark.model.manifest import MANIFEST, check_manifest, write_manifest
 from musespark.model.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pickle", ".pkl")
 MAX_INDEX_BYTES = 64 << 20
+PLAN_FILE = ".plan"  # in a folder that is being written: what is to become of it
 MAX_SHARDS = 4096
 
 
@@ -93,12 +94,14 @@ def _shard_name(value: Any) -> str:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder to write into, which takes the place of `folder` when the block ends without an error.
+def replacing_folder(folder: Path, *, plan: str | None = None) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` when the block ends without an error.
 
     A reader sees the old folder or the new one. After a crash in the moment between the two renames the old one lies
     beside it as `.NAME.replaced`; what a crash left in `.NAME.writing` goes at the next try, so there must be only one
-    writer. Raises CheckpointError if `folder` exists and is not a checkpoint.
+    writer. With a `plan`, what a kill or a Ctrl-C left there is kept and given to the next block with the same plan,
+    which must know its whole files from cut ones. Else it begins empty. Raises CheckpointError if `folder` exists and
+    is not a checkpoint.
     """
     if (
         folder.exists()
@@ -110,23 +113,58 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     old = folder.with_name(f".{folder.name}.replaced")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
+        if plan is None or _plan_in(new) != plan:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            if plan is not None:
+                (new / PLAN_FILE).write_text(plan, encoding="utf-8")
         yield new
+        (new / PLAN_FILE).unlink(missing_ok=True)
         write_manifest(new)
         for path in new.iterdir():
-            _wait_until_on_disk(path)
-        _wait_until_on_disk(new)
+            wait_until_on_disk(path)
+        wait_until_on_disk(new)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         new.rename(folder)
-        _wait_until_on_disk(folder.parent)
+        wait_until_on_disk(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder} can't be written: {error.strerror or error}") from None
-    finally:
+    except KeyboardInterrupt:
+        if plan is None:
+            shutil.rmtree(new, ignore_errors=True)
+        raise
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{folder} can't be written: {error.strerror or error}") from None
+        raise
+
+
+def _plan_in(folder: Path) -> str | None:
+    try:
+        return (folder / PLAN_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def need_space(path: Path, size: int) -> None:
+    """Raises CheckpointError unless the disk that `path` is or will be on has `size` bytes free."""
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if size > free:
+        raise CheckpointError(
+            f"{path} can't be written: it takes {size / 1e9:,.1f} GB and the disk has {free / 1e9:,.1f} GB free"
+        )
+
+
+def copy_other_files(source: Path, target: Path, *, leave_out: Collection[str] = ()) -> None:
+    """All but the weights and config.json: tokenizer, chat settings, card. Pickles and hidden files are left behind."""
+    for path in sorted(source.iterdir()):
+        weights = path.suffix in (".safetensors", *PICKLE_SUFFIXES) or path.name in (INDEX_FILE, MANIFEST)
+        wanted = path.name not in ("config.json", *leave_out) and not path.name.startswith(".")
+        if path.is_file() and not weights and wanted:
+            write_file(target / path.name, path)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -141,7 +179,7 @@ def write_file(path: Path, content: bytes | str | Path) -> None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def _wait_until_on_disk(path: Path) -> None:
+def wait_until_on_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
