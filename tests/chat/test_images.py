@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import io
-import itertools
-import math
 from collections.abc import Callable
-from pathlib import Path
-from types import CodeType, FunctionType
 
 import numpy as np
 import pytest
@@ -18,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from chat.image_samples import encoded, picture, png, png_chunk, png_header
+from chat.published_processors import published_module
 from musespark.chat.images import MAX_IMAGE_TOKENS, PatchedImage, load_image, patch_image, plan_grid
 from musespark.errors import InvalidImage
 
@@ -36,15 +31,8 @@ def table(text: str) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def published_resize() -> Callable[[int, int, int, int], tuple[int, int]]:
-    """transformers' `smart_resize`, taken out of its module, which can't be imported without torchvision."""
-    package = importlib.util.find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    path = Path(package.origin).parent / "models" / "muse_glimmer" / "image_processing_muse_glimmer.py"
-    module = ast.parse(path.read_text(encoding="utf-8"))
-    module.body = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "smart_resize"]
-    (code,) = (c for c in compile(module, str(path), "exec").co_consts if isinstance(c, CodeType))
-    return FunctionType(code, {"math": math, "itertools": itertools})
+    resize: Callable[[int, int, int, int], tuple[int, int]] = published_module("muse_glimmer")["smart_resize"]
+    return resize
 
 
 @pytest.mark.parametrize(("side", "resized"), table(SQUARES))

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import math
-from collections import defaultdict
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,37 +11,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import SizeDict
 
 from chat.image_samples import encoded, picture
+from chat.published_processors import published_module
 from musespark.chat.tiles import MAX_TILES, count_tile_tokens, fitted_size, load_tiles, plan_tiles, tile_image
 from musespark.errors import InvalidImage
 
 
-class Size(NamedTuple):
-    height: int
-    width: int
-
-
 @pytest.fixture(scope="module")
-def published() -> dict[str, Any]:
-    """The size rules of transformers, taken out of their module, which can't be imported without torchvision."""
-    package = importlib.util.find_spec("transformers")
-    assert package is not None
-    assert package.origin is not None
-    path = Path(package.origin).parent / "models" / "llama4" / "image_processing_llama4.py"
-    module = ast.parse(path.read_text(encoding="utf-8"))
-    names = {"get_factors", "get_max_res_without_distortion", "find_supported_resolutions", "get_best_fit"}
-    module.body = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name in names]
-    found: dict[str, Any] = {"math": math, "defaultdict": defaultdict, "lru_cache": lru_cache, "torch": torch}
-    found["SizeDict"] = Size
-    exec(compile(module, str(path), "exec"), found)  # noqa: S102
-    return found
-
-
-@pytest.fixture(scope="module")
-def published_plan(published: dict[str, Any]) -> Callable[[int, int], tuple[tuple[int, int], tuple[int, int]]]:
+def published_plan() -> Callable[[int, int], tuple[tuple[int, int], tuple[int, int]]]:
     """(canvas in tiles, size on it) of an image, put together as `Llama4ImageProcessor._preprocess` does."""
-    canvases = torch.tensor(published["find_supported_resolutions"](16, Size(336, 336)))
+    published = published_module("llama4")
+    canvases = torch.tensor(published["find_supported_resolutions"](16, SizeDict(height=336, width=336)))
 
     def plan(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         canvas = published["get_best_fit"]((height, width), canvases).tolist()
