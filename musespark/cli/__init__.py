@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from musespark.cli import conformance
 from musespark.errors import MuseSparkError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Keys of the API on this machine.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(conformance.app, name="conformance")
 
 Precision = Literal["float32", "bf16", "int8"]
 CheckpointArgument = Annotated[
