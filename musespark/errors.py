@@ -5,6 +5,7 @@
     │   ├── UnsupportedField           400 unsupported_field
     │   ├── ContextTooLong             400 context_length_exceeded
     │   ├── InvalidImage               400 invalid_image
+    │   ├── InvalidSchema              400 invalid_schema
     │   └── RequestTooLarge            413 request_too_large
     ├── InvalidApiKey                  401 invalid_api_key
     ├── PermissionDenied               403 permission_denied
@@ -56,6 +57,12 @@ class ContextTooLong(InvalidRequest):
 class InvalidImage(InvalidRequest):
     code = "invalid_image"
     index: int | None = None  # which of a prompt's images it is, where that is known
+
+
+class InvalidSchema(InvalidRequest):
+    """A JSON schema that can't be held to: wrong, too large, or with a keyword that has no effect here."""
+
+    code = "invalid_schema"
 
 
 class RequestTooLarge(InvalidRequest):

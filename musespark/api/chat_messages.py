@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from musespark.chat.messages import Image, Message, Text, ToolCall
-from musespark.errors import InvalidImage
+from musespark.errors import InvalidImage, InvalidRequest
 
 MAX_MESSAGES = 2048
 TAG_MARK = "="
@@ -24,6 +34,7 @@ _DATA_URL = re.compile(r"data:image/(?:png|jpeg|jpg|webp|gif);base64,", re.IGNOR
 _OTHER_IMAGE = re.compile(r"data:(image/(?!(?:png|jpeg|jpg|webp|gif)[;,])[a-z0-9.+-]{1,40})[;,]", re.IGNORECASE)
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+CalledName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]  # perhaps with a namespace
 ToolCallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -119,14 +130,32 @@ class UserMessage(Strict):
 
 
 class FunctionCall(Strict):
-    name: ToolName
+    name: CalledName
     arguments: str
+    parsed_arguments: Any = Field(None, description="what SDKs made of `arguments`; it is not read")
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_an_object(cls, text: str) -> str:
+        """An empty text is what clients send for a call without arguments."""
+        try:
+            value = json.loads(text or "{}", parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise PydanticCustomError("bad_arguments", "must be a JSON object, as text")
+        return text
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
 
 
 class HistoryToolCall(Strict):
     id: ToolCallId
     type: Literal["function"]
     function: FunctionCall
+    index: int | None = Field(None, description="its number in the stream that it came from; it is not read")
 
 
 class AssistantMessage(Strict):
@@ -135,6 +164,7 @@ class AssistantMessage(Strict):
     reasoning: str | None = None
     reasoning_content: str | None = None
     tool_calls: list[HistoryToolCall] | None = Field(None, max_length=128)
+    parsed: Any = Field(None, description="what SDKs made of `content`; it is not read")
     empty_only = frozenset({"name", "refusal", "annotations", "audio", "function_call"})
 
     @model_validator(mode="after")
@@ -150,7 +180,7 @@ class ToolMessage(Strict):
     role: Literal["tool"]
     content: TextContent
     tool_call_id: ToolCallId
-    name: ToolName | None = None
+    name: CalledName | None = None
 
 
 ChatMessage = Annotated[
@@ -160,6 +190,20 @@ ChatMessage = Annotated[
     | Annotated[ToolMessage, tag("tool")],
     Discriminator(_role, custom_error_type="unknown_role", custom_error_message="unknown role"),
 ]
+
+
+def check_calls(messages: Sequence[ChatMessage]) -> None:
+    """Raises InvalidRequest for a tool's result before, or without, the call that it answers."""
+    called: set[str] = set()
+    for i, message in enumerate(messages):
+        if isinstance(message, AssistantMessage):
+            called |= {call.id for call in message.tool_calls or ()}
+        elif isinstance(message, ToolMessage) and message.tool_call_id not in called:
+            field = f"messages.{i}.tool_call_id"
+            raise InvalidRequest(
+                f"`{field}` is {message.tool_call_id[:60]!r}; no assistant message before it has a call of this id",
+                param=field,
+            )
 
 
 def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:

@@ -7,7 +7,6 @@ response. Ranges are those of the engine (engine/request.py), taken from there s
 from __future__ import annotations
 
 import hmac
-import json
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
@@ -20,20 +19,31 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
-from musespark.api.chat_messages import MAX_MESSAGES, TAG_MARK, ChatMessage, Strict, tag, text_or_list, to_messages
+from musespark.api.chat_messages import MAX_MESSAGES, ChatMessage, Strict, check_calls, tag, text_or_list, to_messages
+from musespark.api.chat_tools import (
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    answer_schema,
+    check_tool_choice,
+    offered_tools,
+)
+from musespark.api.request_errors import explain, json_type
 from musespark.engine.output import MAX_STOP_CHARS, MAX_STOP_STRINGS
 from musespark.engine.request import FLOAT_RANGES, LARGEST_INT, MAX_CHOICES, MAX_LOGIT_BIASES, MAX_LOGPROBS, SEED_BITS
-from musespark.errors import InvalidRequest, UnsupportedField
+from musespark.errors import InvalidRequest
 from musespark.providers.base import ChatRequest
+from musespark.providers.constraints import MAX_TOOLS
 
 # Fields of OpenAI's protocol and of other engines that this server knows and refuses, with what it says about them.
-_NO_TOOLS = "tool calls are not supported by this server yet"
+_OLD_TOOLS = "it was replaced by `tools` and `tool_choice`; send these"
 _NO_AUDIO = "this model has no audio"
 _NO_TEMPLATES = "templates are never taken from requests: they would run on the server"
 _KNOWN: dict[str, str] = {
-    **dict.fromkeys(("tools", "tool_choice", "functions", "function_call", "parallel_tool_calls"), _NO_TOOLS),
+    **dict.fromkeys(("functions", "function_call"), _OLD_TOOLS),
     "audio": _NO_AUDIO,
     **dict.fromkeys(("chat_template", "chat_template_kwargs"), _NO_TEMPLATES),
     **dict.fromkeys(("prompt_cache_options", "prompt_cache_retention", "moderation", "prediction", "service_tier"), ""),
@@ -41,8 +51,6 @@ _KNOWN: dict[str, str] = {
 }
 # What some of them may say, since it is what happens anyway.
 _NO_OPS: dict[str, tuple[str | bool, ...]] = {
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True,),
     "service_tier": ("auto", "default"),
     "verbosity": ("medium",),
 }
@@ -76,17 +84,6 @@ class StreamOptions(Strict):
     empty_only = frozenset({"include_obfuscation"})
 
 
-class ResponseFormat(Strict):
-    type: Literal["text"]
-
-    @field_validator("type", mode="before")
-    @classmethod
-    def _text_only(cls, value: Any) -> Any:
-        if value in ("json_object", "json_schema"):
-            raise PydanticCustomError("unsupported_field", "can't be 'json_object' or 'json_schema' yet; only 'text'")
-        return value
-
-
 class ChatCompletionRequest(Strict):
     model: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -108,6 +105,9 @@ class ChatCompletionRequest(Strict):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Ge(0), Le(MAX_LOGPROBS)] | None = None
     reasoning_effort: Annotated[str, StringConstraints(max_length=40)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = Field(None, description="default: auto")
+    parallel_tool_calls: bool | None = Field(None, description="default: true")
     response_format: ResponseFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
     stream: bool | None = None
@@ -141,12 +141,15 @@ class ChatCompletionRequest(Strict):
             raise InvalidRequest("`top_logprobs` needs `logprobs`: true", param="top_logprobs")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("`stream_options` needs `stream`: true", param="stream_options")
+        check_calls(self.messages)
+        check_tool_choice(self.tools or [], self.tool_choice)
         return self
 
     def to_request(self, request_id: str, cache_salt: bytes) -> ChatRequest:
         """What the provider needs. Raises InvalidImage."""
         if self.prompt_cache_key is not None:
             cache_salt = hmac.digest(cache_salt, self.prompt_cache_key.encode(), "sha256")
+        only_tool = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return ChatRequest(
             id=request_id,
@@ -168,105 +171,21 @@ class ChatCompletionRequest(Strict):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             stop_token_ids=frozenset(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            tools=() if self.tool_choice == "none" else offered_tools(self.tools or []),
+            tool_choice="required" if self.tool_choice == "required" or only_tool else "auto",
+            only_tool=only_tool,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
+            answer_schema=answer_schema(self.response_format),
         )
 
 
 def parse_request(data: Any) -> ChatCompletionRequest:
     """Check a parsed JSON body. Raises InvalidRequest or UnsupportedField naming the field in `param`."""
     if not isinstance(data, dict):
-        raise InvalidRequest(f"the body must be a JSON object, not {_json_type(data)}")
+        raise InvalidRequest(f"the body must be a JSON object, not {json_type(data)}")
     try:
         return ChatCompletionRequest.model_validate(data)
     except ValidationError as error:
         # An unknown field last: a known one with a wrong value tells more.
         first = min(error.errors(include_url=False), key=lambda e: e["type"] == "extra_forbidden")
-        raise _explain(first) from None
-
-
-# What pydantic means, in words that fit JSON; {} takes the bound. Any other message of pydantic's is shown as it is.
-_MESSAGES = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be an object"),
-    "list_type": "must be a list",
-    "string_type": "must be a string",
-    "float_type": "must be a number",
-    "int_type": "must be a whole number",
-    "bool_type": "must be true or false",
-    "greater_than": "must be above {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "too_short": "must have at least {min_length} entry",
-    "too_long": "must have at most {max_length} entries",
-    "string_too_short": "must have at least {min_length} character",
-    "string_too_long": "must have at most {max_length} characters",
-    "literal_error": "must be {expected}",
-    "finite_number": "must be a finite number",
-}
-# What the names of the fields in an object must be.
-_KEYS = {
-    "logit_bias": 'a key must be a token id, such as "42"',
-    "metadata": "a key must have at most 64 characters",
-}
-
-
-def _explain(error: ErrorDetails) -> InvalidRequest:
-    """One of pydantic's errors as ours: the path as the client wrote it, and what to do."""
-    kind, value = error["type"], error["input"]
-    path = _path(error["loc"], keep_last=kind == "extra_forbidden")
-    if kind in ("unknown_role", "unknown_part"):
-        if not isinstance(value, dict):
-            kind = "dict_type"
-        else:
-            name = "role" if kind == "unknown_role" else "type"
-            path.append(name)
-            kind = kind if name in value else "missing"
-            value = value.get(name)
-    if len(error["loc"]) == 3 and error["loc"][0] in _KEYS and error["loc"][2] == "[key]":
-        name = str(error["loc"][0])
-        return InvalidRequest(f"`{name}` has the key {_shown(value)}; {_KEYS[name]}", param=name)
-    field = ".".join(path)
-    param = field or None
-    if kind == "extra_forbidden":
-        reason = _KNOWN.get(path[-1]) or "it is not supported; remove it"
-        return UnsupportedField(f"`{field}`: {reason}", param=param)
-    if kind == "unsupported_field":
-        return UnsupportedField(f"`{field}` {error['msg']}", param=param)
-    if kind == "unknown_part":
-        return UnsupportedField(f"`{field}` is {_shown(value)}; it must be 'text' or 'image_url'", param=param)
-    if kind == "unknown_role":
-        roles = "'developer', 'system', 'user', 'assistant' or 'tool'"
-        return InvalidRequest(f"`{field}` is {_shown(value)}; it must be {roles}", param=param)
-    if kind == "missing":
-        return InvalidRequest(f"the field `{field}` is missing", param=param)
-    message = _MESSAGES[kind].format_map(error.get("ctx", {})) if kind in _MESSAGES else error["msg"]
-    if kind == "list_type" and error["loc"][-1] == TAG_MARK + "list":
-        message = "must be a string or a list"
-    shown = ""
-    if isinstance(value, bool | int | float):
-        shown = f"; it is {_shown(value)}"
-    elif kind.endswith("_type"):
-        shown = f"; it is {_json_type(value)}"
-    return InvalidRequest(f"`{field}` {message}{shown}" if field else message, param=param)
-
-
-def _path(loc: tuple[int | str, ...], keep_last: bool) -> list[str]:
-    """The steps to the field, without the names of union branches; the last step may be a name that a client chose."""
-    steps = [_cut(str(step)) for step in loc]
-    return [
-        step for i, step in enumerate(steps) if not step.startswith(TAG_MARK) or (keep_last and i == len(steps) - 1)
-    ]
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON has it, in words where it is long; a string in the quotes of our texts."""
-    if isinstance(value, str):
-        return _cut(repr(value))
-    return _json_type(value) if isinstance(value, dict | list) else _cut(json.dumps(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _json_type(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return "an object" if isinstance(value, dict) else names.get(type(value), "null")
+        raise explain(first, _KNOWN) from None

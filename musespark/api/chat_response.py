@@ -8,10 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from musespark.engine.request import Usage
-from musespark.providers.base import ChatEvent, ContentDelta, Finished, ModelInfo, ReasoningDelta, TokenLogprob
+from musespark.providers.base import (
+    ChatEvent,
+    ContentDelta,
+    Finished,
+    ModelInfo,
+    ReasoningDelta,
+    TokenLogprob,
+    ToolCallDelta,
+)
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
@@ -77,6 +86,8 @@ class Formatter:
         if isinstance(event, ReasoningDelta):
             delta = {"reasoning_content": event.text, "reasoning": event.text}
             return self._chunk(event.index, delta, None, None, include_usage)
+        if isinstance(event, ToolCallDelta):
+            return self._chunk(event.index, {"tool_calls": [_call_delta(event)]}, None, None, include_usage)
         logprobs = _logprobs_object(event.logprobs) if self._logprobs else None
         return self._chunk(event.index, {"content": event.text}, logprobs, None, include_usage)
 
@@ -93,6 +104,19 @@ class Formatter:
         return chunk | {"usage": None} if include_usage else chunk
 
 
+@dataclass(slots=True)
+class _Call:
+    """One call, as far as it was written."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+    def as_object(self) -> dict[str, Any]:
+        function = {"name": self.name, "arguments": "".join(self.arguments)}
+        return {"id": self.id, "type": "function", "function": function}
+
+
 class _Choice:
     """What one choice has said so far."""
 
@@ -100,33 +124,49 @@ class _Choice:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._calls: list[_Call] = []
         self._finish_reason: str | None = None
 
-    def add(self, event: ContentDelta | ReasoningDelta | Finished) -> None:
+    def add(self, event: ContentDelta | ReasoningDelta | ToolCallDelta | Finished) -> None:
         if isinstance(event, ContentDelta):
             self._content.append(event.text)
             self._logprobs += event.logprobs
         elif isinstance(event, ReasoningDelta):
             self._reasoning.append(event.text)
+        elif isinstance(event, ToolCallDelta):
+            if event.id is not None:
+                self._calls.append(_Call(event.id, event.name or ""))
+            self._calls[event.call].arguments.append(event.arguments)
         else:
             self._finish_reason = event.reason
 
     def as_object(self, index: int, logprobs: bool) -> dict[str, Any]:
+        content = "".join(self._content)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": "".join(self._content),
+            "content": None if self._calls and not content else content,
             "refusal": None,
             "annotations": [],
         }
         if self._reasoning:
             reasoning = "".join(self._reasoning)
             message |= {"reasoning_content": reasoning, "reasoning": reasoning}
+        if self._calls:
+            message["tool_calls"] = [call.as_object() for call in self._calls]
         return {
             "index": index,
             "message": message,
             "logprobs": _logprobs_object(self._logprobs) if logprobs else None,
             "finish_reason": self._finish_reason,
         }
+
+
+def _call_delta(event: ToolCallDelta) -> dict[str, Any]:
+    """The id and the name come once, with the first piece."""
+    if event.id is None:
+        return {"index": event.call, "function": {"arguments": event.arguments}}
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"index": event.call, "id": event.id, "type": "function", "function": function}
 
 
 def _logprobs_object(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:

@@ -12,19 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from musespark.api.settings import MAX_BATCH_TOKENS, MIB, MODEL_NAME, Settings
-from musespark.chat.templates import ChatSettings
+from musespark.chat.formats import ChatFormat, open_format, open_tokenizer
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
 from musespark.engine.native import NativeRunner, default_precision, page_bytes
 from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
 from musespark.errors import CheckpointError, ConfigError
-from musespark.model.checkpoint import BUNDLED, open_checkpoint
+from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.providers.base import ModelInfo
 from musespark.providers.local import LocalProvider
-
-_SAYABLE = ("<|start|>", "<|message|>", "<|eom|>", "<|eot|>", "<|end_of_text|>")  # control tokens of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +40,18 @@ def load_model(settings: Settings) -> LoadedModel:
     """Open the checkpoint, plan its memory, start the engine. Blocks; raises CheckpointError and ConfigError."""
     folder = (settings.checkpoint or BUNDLED).resolve()
     checkpoint = open_checkpoint(folder)
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    chat_settings = ChatSettings.from_file(folder)
+    tokenizer = open_tokenizer(folder)
+    chat = open_format(folder, checkpoint.config.model_type, tokenizer)
+    try:
+        return _start(settings, folder, checkpoint, tokenizer, chat)
+    except BaseException:
+        chat.close()
+        raise
+
+
+def _start(
+    settings: Settings, folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, chat: ChatFormat
+) -> LoadedModel:
     precision = settings.precision or default_precision(checkpoint)
     num_full, num_sliding = plan_pages(
         checkpoint.config,
@@ -59,7 +67,7 @@ def load_model(settings: Settings) -> LoadedModel:
         num_sliding_pages=num_sliding,
         num_threads=settings.threads,
     )
-    unsayable = tokenizer.special_ids - {tokenizer.special(name) for name in _SAYABLE}
+    unsayable = tokenizer.special_ids - chat.answer_token_ids
     engine = Engine(
         runner,
         max_batch_tokens=MAX_BATCH_TOKENS,
@@ -70,7 +78,9 @@ def load_model(settings: Settings) -> LoadedModel:
     )
     check_weights(engine, tokenizer.special("<|begin_of_text|>"), folder)
     service = EngineService(engine)
-    return LoadedModel(LocalProvider(service, tokenizer, chat_settings, checkpoint.generation, model), service)
+    reads_images = checkpoint.config.vision is not None
+    provider = LocalProvider(service, tokenizer, chat, checkpoint.generation, model, reads_images=reads_images)
+    return LoadedModel(provider, service)
 
 
 def check_weights(engine: Engine, token: int, folder: Path) -> None:

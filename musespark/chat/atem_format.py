@@ -7,8 +7,10 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from musespark.chat import templates
+from musespark.chat.atem_constraint import turn_grammar
 from musespark.chat.atem_tools import check_names
 from musespark.chat.checkpoint_template import CheckpointTemplate
+from musespark.chat.constraint import Constraint
 from musespark.chat.dialect import Dialect
 from musespark.chat.images import load_images, plan_grid
 from musespark.chat.messages import Image, Message, Tool
@@ -31,6 +33,9 @@ class AtemFormat:
         self._settings = settings
         self._template = template
         self.stop_token_ids = tokenizer.stop_token_ids
+        marks = ("<|start|>", "<|message|>", "<|eom|>")
+        self.answer_token_ids = self.stop_token_ids | {tokenizer.special(name) for name in marks}
+        self.end_of_reasoning: int | None = tokenizer.special("<|eom|>")
 
     def render(
         self,
@@ -67,6 +72,9 @@ class AtemFormat:
 
     def parser(self, *, tools: Sequence[Tool] = ()) -> ChatParser:
         return ChatParser(self._tokenizer, tools=tools, dialect=self._dialect)
+
+    def grammar(self, constraint: Constraint) -> str:
+        return turn_grammar(constraint, self._tokenizer, self._dialect)
 
     def count_image_tokens(self, width: int, height: int) -> int:
         rows, columns = plan_grid(width, height)

@@ -14,6 +14,7 @@ from typing import Protocol
 from musespark.chat import atem_format
 from musespark.chat.atem_format import AtemFormat
 from musespark.chat.checkpoint_template import CheckpointTemplate, find_template
+from musespark.chat.constraint import Constraint
 from musespark.chat.deltas import StreamParser
 from musespark.chat.families import llama4, muse_glimmer, muse_spark
 from musespark.chat.messages import Message, Tool
@@ -31,9 +32,13 @@ class ChatFormat(Protocol):
     """How one checkpoint is talked to. Safe to share between threads; `close` ends what its template runs in.
 
     stop_token_ids: what ends a turn.
+    answer_token_ids: the control tokens that an answer may hold; all others can't be said.
+    end_of_reasoning: the control token that ends a piece of reasoning; None for a family that does not reason.
     """
 
     stop_token_ids: frozenset[int]
+    answer_token_ids: frozenset[int]
+    end_of_reasoning: int | None
 
     def render(
         self,
@@ -48,6 +53,10 @@ class ChatFormat(Protocol):
 
     def parser(self, *, tools: Sequence[Tool] = ()) -> StreamParser:
         """A reader for one answer to a prompt with these tools."""
+        ...
+
+    def grammar(self, constraint: Constraint) -> str:
+        """The turns that keep to `constraint`, in llguidance's notation. Raises InvalidSchema."""
         ...
 
     def count_image_tokens(self, width: int, height: int) -> int:

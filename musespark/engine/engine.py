@@ -205,6 +205,9 @@ class Engine:
             return np.empty((0, self._config.text.vocab_size), dtype=np.float32)
         hidden_size = self._config.text.hidden_size
         batch = build_batch(chunks, lambda request, image: features[request.id, image], hidden_size)
+        for chunk in chunks:
+            if chunk.samples and chunk.sequence.sampling.matcher is not None:
+                chunk.sequence.sampling.matcher.begin()
         logits = self._runner.forward(batch)
         expected = (len(batch.logit_rows), self._config.text.vocab_size)
         if logits.shape != expected:
@@ -212,7 +215,7 @@ class Engine:
         self._counters.steps += 1
         return logits
 
-    def _append(self, chunks: list[Chunk], tokens: list[SampledToken | EngineFailed | None]) -> None:
+    def _append(self, chunks: list[Chunk], tokens: list[SampledToken | MuseSparkError | None]) -> None:
         """Record what was computed, and give each choice its new token."""
         sampled = iter(tokens)
         for chunk in chunks:
@@ -220,7 +223,7 @@ class Engine:
             token = next(sampled) if samples else None
             if sequence.request.id not in self._states:
                 continue  # another choice of the same request failed just now
-            if isinstance(token, EngineFailed):
+            if isinstance(token, MuseSparkError):
                 self._fail(sequence.state, token)
                 continue
             if samples and token is None:
@@ -241,7 +244,7 @@ class Engine:
         self._counters.generated_tokens += 1
         state.completion_tokens += 1
         if token.id in params.stop_token_ids and not params.ignore_eos:
-            sequence.finish_reason = "stop"
+            sequence.finish_reason, sequence.stop_token = "stop", token.id
             return
         with self._failing_alone(state):
             sequence.finish_reason = sequence.output.push(token)
@@ -260,7 +263,7 @@ class Engine:
         self._scheduler.remove(sequence)
         state.unfinished.remove(sequence)
         with self._failing_alone(state):
-            sequence.output.finish()
+            sequence.output.finish(sequence.stop_token)
             self._emit_deltas(sequence)
             self._events.append(FinishEvent(state.request.id, sequence.index, reason))
             self._counters.finished[reason] += 1

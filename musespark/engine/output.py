@@ -98,7 +98,7 @@ class TextOutput:
         self._text += self._stop.push(self._stream.push(token.id))
         return None if self._stop.stopped is None else "stop"
 
-    def finish(self) -> None:
+    def finish(self, stop_token: int | None) -> None:
         self._finished = True
         if self._stop.stopped is None:
             self._text += self._stop.push(self._stream.flush())

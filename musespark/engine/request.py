@@ -16,6 +16,7 @@ from musespark.errors import InvalidRequest, MuseSparkError
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
+    from musespark.engine.grammar import Grammar
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -112,8 +113,8 @@ class Output(Protocol):
         """Add one token; "stop" ends the choice here (a stop string was completed)."""
         ...
 
-    def finish(self) -> None:
-        """No more tokens: release what was held back."""
+    def finish(self, stop_token: int | None) -> None:
+        """No more tokens: release what was held back. `stop_token` is the one that ended the choice, if one did."""
         ...
 
     def take(self) -> list[object]:
@@ -127,7 +128,8 @@ class Request:
 
     `image_spans[i]` is the [start, end) of the rows in `prompt` that hold `images[i]`, ascending. `salt` is secret to
     the organisation: prefixes are shared only under the same one. `make_output(index)` is called once per choice. Of
-    two waiting requests the lower `priority` goes first, then the earlier. Raises InvalidRequest.
+    two waiting requests the lower `priority` goes first, then the earlier. Every choice keeps to the `grammar`, whose
+    end is a stop token of `sampling`. Raises InvalidRequest.
     """
 
     id: str
@@ -139,6 +141,7 @@ class Request:
     salt: bytes = b""
     n: int = 1
     priority: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(self.prompt))

@@ -1,12 +1,12 @@
 """Choosing tokens from logits.
 
-Order: suppressed tokens are removed; then penalties, then `logit_bias`; `temperature`; `top_k`; `top_p` of what is
-left; `min_p` relative to the most likely token; one uniform number picks. `temperature` 0 takes the largest after
-penalties and bias. Ties go to the lowest id. `frequency_penalty` and `presence_penalty` look at generated tokens,
-`repetition_penalty` at prompt and generated tokens, as in vLLM.
+Order: suppressed tokens are removed, and those that a grammar forbids; then penalties, then `logit_bias`;
+`temperature`; `top_k`; `top_p` of what is left; `min_p` relative to the most likely token; one uniform number picks.
+`temperature` 0 takes the largest after penalties and bias. Ties go to the lowest id. `frequency_penalty` and
+`presence_penalty` look at generated tokens, `repetition_penalty` at prompt and generated tokens, as in vLLM.
 
-Reported logprobs are those of the model: before penalties, bias, temperature and filters, over all tokens except the
-suppressed ones, which do not exist for a client.
+Reported logprobs are those of the model: before grammar, penalties, bias, temperature and filters, over all tokens
+except the suppressed ones, which do not exist for a client.
 
 Nothing here looks at two rows at once except the argmax, so a token never depends on its neighbours in the batch. The
 arithmetic is float64. tests/engine/reference_sampler.py says the same in the obvious slow way.
@@ -21,9 +21,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from musespark.engine.grammar import Matcher
 from musespark.engine.request import SEED_BITS, SampledToken, SamplingParams
 from musespark.engine.runner import Float32
-from musespark.errors import EngineFailed
+from musespark.errors import EngineFailed, MuseSparkError
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +36,21 @@ MAX_NARROWINGS = 16  # many equal weights can't be told apart; then they are sor
 
 
 class SamplingState:
-    """What sampling remembers of one choice: its random numbers and which tokens it has seen.
+    """What sampling remembers of one choice: its random numbers, which tokens it has seen, its place in the grammar.
 
     Each choice has its own Philox generator keyed by (seed, index), and takes exactly one number per sampled token.
     """
 
-    def __init__(self, params: SamplingParams, index: int, prompt: Sequence[int], vocab_size: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        index: int,
+        prompt: Sequence[int],
+        vocab_size: int,
+        matcher: Matcher | None = None,
+    ) -> None:
         self.params = params
+        self.matcher = matcher
         seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed % (1 << SEED_BITS)
         self.generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
         self.counts: npt.NDArray[np.int64] | None = None  # (V,) how often each token was generated
@@ -56,6 +65,8 @@ class SamplingState:
         if self.counts is not None and self.seen is not None:
             self.counts[token] += 1
             self.seen[token] = True
+        if self.matcher is not None:
+            self.matcher.consume(token)
 
 
 class Sampler:
@@ -64,21 +75,23 @@ class Sampler:
     def __init__(self, suppressed: Iterable[int]) -> None:
         self._suppressed = np.array(sorted(suppressed), dtype=np.intp)
 
-    def sample(self, logits: Float32, states: Sequence[SamplingState]) -> list[SampledToken | EngineFailed | None]:
+    def sample(self, logits: Float32, states: Sequence[SamplingState]) -> list[SampledToken | MuseSparkError | None]:
         """One token for each row of `logits` (R, V), which is changed; None where the logits are not numbers.
 
-        What goes wrong while one row is sampled is an EngineFailed in its place, and concerns no other row.
+        What goes wrong while one row is sampled is an error in its place, and concerns no other row.
         """
         logits[:, self._suppressed] = -np.inf
         greedy = logits.argmax(axis=1)  # the lowest id of equals; a NaN wins, and is caught in the next line
         sane = np.isfinite(logits[np.arange(len(states)), greedy])
-        tokens: list[SampledToken | EngineFailed | None] = []
+        tokens: list[SampledToken | MuseSparkError | None] = []
         for row, state in enumerate(states):
             if not sane[row]:
                 tokens.append(None)
                 continue
             try:
                 tokens.append(sample_row(logits[row], int(greedy[row]), state))
+            except MuseSparkError as error:
+                tokens.append(error)
             except Exception as error:
                 log.exception("a token could not be chosen with %r", state.params)
                 tokens.append(EngineFailed(f"a token could not be chosen ({type(error).__name__})"))
@@ -86,11 +99,24 @@ class Sampler:
 
 
 def sample_row(logits: Float32, greedy: int, state: SamplingState) -> SampledToken:
-    """One token from `logits` (V,), whose largest is at `greedy`."""
+    """One token from `logits` (V,), whose largest is at `greedy`. Raises ArithmeticError, or InvalidSchema."""
     params = state.params
+    possible = logits
+    if state.matcher is not None:
+        possible = masked(logits, state.matcher.allowed())
+        greedy = int(possible.argmax())
+        if possible[greedy] == -np.inf:
+            raise ArithmeticError("the grammar allows none of the tokens that can be sampled")
     if params.temperature == 0.0 and not params.changes_logits:
         return with_logprobs(greedy, logits, params.logprobs)
-    return with_logprobs(choose(logits.astype(np.float64), state), logits, params.logprobs)
+    return with_logprobs(choose(possible.astype(np.float64), state), logits, params.logprobs)
+
+
+def masked(logits: Float32, allowed: npt.NDArray[np.bool_]) -> Float32:
+    """`logits` (V,) with -inf for all that is not allowed; `allowed` may be shorter."""
+    possible = np.full_like(logits, -np.inf)
+    np.copyto(possible[: len(allowed)], logits[: len(allowed)], where=allowed)
+    return possible
 
 
 def choose(logits: Float64, state: SamplingState) -> int:

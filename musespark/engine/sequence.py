@@ -24,6 +24,7 @@ class Sequence:
     table: BlockTable
     num_computed: int = 0
     finish_reason: FinishReason | None = None
+    stop_token: int | None = None  # the one that ended it
 
     @property
     def request(self) -> Request:
@@ -76,7 +77,9 @@ def new_sequence(state: RequestState, index: int, arrival: int, cache: KVCache, 
         order=(request.priority, arrival, index),
         tokens=tokens,
         output=request.make_output(index),
-        sampling=SamplingState(request.sampling, index, tokens, vocab_size),
+        sampling=SamplingState(
+            request.sampling, index, tokens, vocab_size, request.grammar.matcher() if request.grammar else None
+        ),
         table=cache.new_table(request.salt, functools.partial(page_content, request, tokens)),
     )
     state.outputs.append(sequence.output)

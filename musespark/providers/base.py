@@ -7,12 +7,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from musespark.chat.messages import Message
+from musespark.chat.messages import Message, Tool
 from musespark.engine.request import Usage
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedTool:
+    """A tool that comes with a request. `strict`: the arguments of every call keep to its schema, in any case.
+
+    field: the place of the schema in the request, for errors.
+    """
+
+    tool: Tool
+    strict: bool = False
+    field: str = "tools"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSchema:
+    """What the answer to the user must be: JSON of this schema. `field` is its place in the request, for errors."""
+
+    schema: Mapping[str, Any]
+    field: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +41,10 @@ class ChatRequest:
 
     `max_tokens` None means as many as the context still holds. `logprobs` None is off, otherwise the number of
     alternatives to report. `cache_salt` is secret to the caller's organisation; a cached prefix serves one salt only.
+
+    tool_choice: whether the model may call `tools`, or must; "none" is said by offering none. `only_tool` is the name
+        of the one that it must call then.
+    parallel_tool_calls: whether a turn may hold several calls.
     """
 
     id: str
@@ -42,6 +66,11 @@ class ChatRequest:
     logprobs: int | None = None
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    tools: tuple[OfferedTool, ...] = ()
+    tool_choice: Literal["auto", "required"] = "auto"
+    only_tool: str | None = None
+    parallel_tool_calls: bool = True
+    answer_schema: AnswerSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +104,28 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """More of call number `call` of choice `index`: first its id and name, then its arguments, piece by piece.
+
+    The pieces join to a JSON object, unless the answer was cut off.
+    """
+
+    index: int
+    call: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event of choice `index`."""
+    """The last event of choice `index`. "tool_calls": the model ended its turn with calls that are whole."""
 
     index: int
     reason: FinishReason
 
 
-ChatEvent = ContentDelta | ReasoningDelta | Finished | Usage
+ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One choice of a chat, from tokens to events: reasoning and content told apart, stop strings in the content only.
+"""One choice of a chat, from tokens to events: reasoning, content and calls told apart, stop strings in content only.
 
 Implements `musespark.engine.request.Output`; runs in the engine's thread.
 """
@@ -6,22 +6,42 @@ Implements `musespark.engine.request.Output`; runs in the engine's thread.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from musespark.chat.deltas import Delta, Event
-from musespark.chat.parser import ChatParser
+from musespark.chat.deltas import Delta, Event, StreamParser, ToolCallArguments, ToolCallError, ToolCallStart
 from musespark.chat.tokenizer import TextStream, Tokenizer
 from musespark.engine.output import StopStrings
 from musespark.engine.request import FinishReason, SampledToken
-from musespark.providers.base import ContentDelta, ReasoningDelta, TokenLogprob
+from musespark.providers.base import ContentDelta, ReasoningDelta, TokenLogprob, ToolCallDelta
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """The turn ended as the model wanted it, and holds calls. For `LocalStream`, which makes a finish reason of it."""
+
+    index: int
 
 
 class ChatOutput:
-    """`logprobs` says whether content deltas carry those of their tokens: each is sent with the text that it begins."""
+    """`parser` reads the turn of choice `index`; `end_ids` are the tokens by which the model itself ends one.
 
-    def __init__(self, index: int, tokenizer: Tokenizer, stop: Sequence[str], *, logprobs: bool) -> None:
+    `logprobs` says whether content deltas carry those of their tokens: each is sent with the text that it begins.
+    A call to no tool that was offered is sent as content, the way the model wrote it.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        parser: StreamParser,
+        tokenizer: Tokenizer,
+        end_ids: frozenset[int],
+        stop: Sequence[str],
+        logprobs: bool,
+    ) -> None:
         self._index = index
-        self._tokenizer = tokenizer
-        self._parser = ChatParser(tokenizer)
+        self._parser = parser
+        self._end_ids = end_ids
         self._stop = StopStrings(stop)
         self._logprobs = _ContentTokens(tokenizer) if logprobs else None
         self._num_sent = 0  # characters of content
@@ -38,11 +58,14 @@ class ChatOutput:
         self._add(deltas)
         return None if self._stop.stopped is None else "stop"
 
-    def finish(self) -> None:
-        deltas = self._parser.finish()
+    def finish(self, stop_token: int | None) -> None:
+        whole = stop_token in self._end_ids
+        deltas = self._parser.finish(whole=whole)
         if self._stop.stopped is None:
             self._add(deltas)
             self._send(self._stop.flush(), last=True)
+        if whole and self._parser.num_tool_calls:
+            self._deltas.append(Called(self._index))
 
     def take(self) -> list[object]:
         deltas, self._deltas = self._deltas, []
@@ -52,10 +75,14 @@ class ChatOutput:
         for delta in deltas:
             if self._stop.stopped is not None:
                 return
-            assert isinstance(delta, Delta), "no tools are offered, so there are no calls"
-            if delta.kind == "reasoning":
+            if isinstance(delta, ToolCallStart):
+                self._deltas.append(ToolCallDelta(self._index, delta.index, delta.id, delta.name))
+            elif isinstance(delta, ToolCallArguments):
+                self._deltas.append(ToolCallDelta(self._index, delta.index, arguments=delta.json))
+            elif isinstance(delta, Delta) and delta.kind == "reasoning":
                 self._deltas.append(ReasoningDelta(self._index, delta.text))
             else:
+                assert isinstance(delta, Delta | ToolCallError)
                 self._send(self._stop.push(delta.text))
 
     def _send(self, text: str, *, last: bool = False) -> None:
@@ -79,7 +106,7 @@ class _ContentTokens:
 
     def push(self, token: SampledToken, body: str | None) -> None:
         """`body` is what the parser says of the text of `token`."""
-        if self._tokenizer.is_special(token.id) or body == "reasoning":
+        if self._tokenizer.is_special(token.id) or body in ("reasoning", "tool"):
             self._undecided.clear()
             self._num_characters += len(self._stream.flush())
             return

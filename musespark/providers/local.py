@@ -7,48 +7,62 @@ event loop nor the check of a key waits for somebody's large picture. Short text
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from musespark.chat.image_files import read_header
-from musespark.chat.images import plan_grid
-from musespark.chat.messages import Image, Text
-from musespark.chat.templates import ChatSettings, Prompt, render
+from musespark.chat.formats import ChatFormat
+from musespark.chat.prompt import Prompt
 from musespark.chat.tokenizer import Tokenizer
+from musespark.engine.grammar import Grammar, Vocabulary
 from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
 from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
-from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest, ShuttingDown
+from musespark.errors import InvalidImage, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
-from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ModelInfo, ReasoningDelta
-from musespark.providers.chat_output import ChatOutput
+from musespark.providers.base import (
+    ChatEvent,
+    ChatRequest,
+    ContentDelta,
+    Finished,
+    ModelInfo,
+    ReasoningDelta,
+    ToolCallDelta,
+)
+from musespark.providers.chat_output import Called, ChatOutput
+from musespark.providers.constraints import compile_grammar, constraint_of
+from musespark.providers.sizes import check_image_sizes, check_text_size, images_of, text_length
 
 T = TypeVar("T")
 
 RENDER_THREADS = 2  # for prompts that take long; one more is for the others
 SHORT_TEXT = 65_536  # characters of a prompt, without images, that is encoded in some 50 ms
-ESCAPE_LENGTH = 6  # `\\u0041` in the JSON of a tool's arguments is one character of the prompt
 
 
 class LocalProvider:
-    """Answers from `service`, which the caller closes first; `close` only ends the threads that render."""
+    """Answers from `service`, which the caller closes first, in the words of `chat`, which this closes.
+
+    `reads_images` is whether the model has a tower for them.
+    """
 
     def __init__(
         self,
         service: EngineService,
         tokenizer: Tokenizer,
-        settings: ChatSettings,
+        chat: ChatFormat,
         defaults: GenerationDefaults,
         model: ModelInfo,
+        *,
+        reads_images: bool = True,
     ) -> None:
         self.model = model
         self._service = service
         self._tokenizer = tokenizer
-        self._settings = settings
+        self._chat = chat
         self._defaults = defaults
-        self._end_ids = tokenizer.stop_token_ids | frozenset(defaults.eos_token_ids)
+        self._reads_images = reads_images
+        self._end_ids = chat.stop_token_ids | frozenset(defaults.eos_token_ids)
+        self._vocabulary = Vocabulary(tokenizer, chat.stop_token_ids)
         self._longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
         self._long_threads = ThreadPoolExecutor(RENDER_THREADS, thread_name_prefix="render")
         self._short_thread = ThreadPoolExecutor(1, thread_name_prefix="render-short")
@@ -91,6 +105,8 @@ class LocalProvider:
         self._closed = True
         for threads in (self._long_threads, self._short_thread):
             threads.shutdown(wait=False)
+        self._vocabulary.close()
+        self._chat.close()
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[[ChatRequest], T], request: ChatRequest) -> T:
         if self._closed:
@@ -105,17 +121,20 @@ class LocalProvider:
         self._sampling(request, max_tokens=1)
         self._check_stop_tokens(request)
         self._make_output(request)(0)
+        constraint = constraint_of(request)
+        images = [place for place, _ in images_of(request)]
+        if images and not self._reads_images:
+            raise InvalidImage("this model reads text only; leave out the image", param=images[0])
         num_characters = text_length(request)
-        self._check_text_size(num_characters)
-        return num_characters <= SHORT_TEXT and not any(images_of(request))
+        check_text_size(num_characters, self._longest_token, self._service.context_length)
+        return num_characters <= SHORT_TEXT and not images and constraint is None
 
     def _engine_request(self, request: ChatRequest) -> Request:
         """Raises InvalidRequest and its kinds. All images are looked at before one is decoded."""
-        self._check_image_sizes(request)
+        check_image_sizes(request, self._chat, self._service.context_length)
+        tools = [offered.tool for offered in request.tools]
         try:
-            prompt = render(
-                request.messages, self._tokenizer, self._settings, reasoning_effort=request.reasoning_effort
-            )
+            prompt = self._chat.render(request.messages, tools=tools, reasoning_effort=request.reasoning_effort)
         except InvalidImage as error:
             if error.index is not None:
                 error.param = [place for place, _ in images_of(request)][error.index]
@@ -124,45 +143,24 @@ class LocalProvider:
         except InvalidRequest as error:
             error.param = error.param or "messages"
             raise
+        max_tokens = request.max_tokens or self._room_left(prompt)
         return Request(
             id=request.id,
             prompt=tuple(prompt.token_ids),
             images=prompt.images,
             image_spans=prompt.image_spans,
-            sampling=self._sampling(request, max_tokens=request.max_tokens or self._room_left(prompt)),
+            sampling=self._sampling(request, max_tokens=max_tokens),
             salt=request.cache_salt,
             n=request.n,
             make_output=self._make_output(request),
+            grammar=self._grammar(request, max_tokens),
         )
 
-    def _check_text_size(self, num_characters: int) -> None:
-        """Refuse by their length texts that no context holds: encoding them takes up to a second a megabyte."""
-        num_tokens = num_characters // self._longest_token  # at least: a token has that many bytes at the most
-        limit = self._service.context_length
-        if num_tokens >= limit:
-            raise ContextTooLong(
-                f"the texts have {num_characters:,} characters, which are at least {num_tokens:,} tokens; this model "
-                f"takes {limit:,}; shorten them",
-                param="messages",
-            )
-
-    def _check_image_sizes(self, request: ChatRequest) -> None:
-        """Refuse by their headers images that no context holds, before a pixel is decoded."""
-        num_tokens = 0
-        for place, image in images_of(request):
-            try:
-                header = read_header(image.data)
-            except InvalidRequest as error:
-                error.param = place
-                raise
-            rows, columns = plan_grid(header.width, header.height)
-            num_tokens += rows * columns
-        limit = self._service.context_length
-        if num_tokens >= limit:
-            raise ContextTooLong(
-                f"the images alone take {num_tokens:,} tokens, this model takes {limit:,}; send fewer or smaller ones",
-                param="messages",
-            )
+    def _grammar(self, request: ChatRequest, max_tokens: int) -> Grammar | None:
+        constraint = constraint_of(request)
+        if constraint is None:
+            return None
+        return compile_grammar(constraint, request, self._chat, self._vocabulary, max_tokens)
 
     def _check_stop_tokens(self, request: ChatRequest) -> None:
         """Those of the client; a checkpoint may name some of its own that its tokenizer lacks."""
@@ -196,30 +194,21 @@ class LocalProvider:
         )
 
     def _make_output(self, request: ChatRequest) -> Callable[[int], ChatOutput]:
-        """Holds nothing else of the request: it lives as long as the answer, and the images as sent are large."""
-        logprobs = request.logprobs is not None
-        return functools.partial(ChatOutput, tokenizer=self._tokenizer, stop=request.stop, logprobs=logprobs)
+        """Holds little else of the request: it lives as long as the answer, and the images as sent are large."""
+        tools = [offered.tool for offered in request.tools]
+        stop, logprobs = request.stop, request.logprobs is not None
 
+        def make(index: int) -> ChatOutput:
+            return ChatOutput(
+                index,
+                parser=self._chat.parser(tools=tools),
+                tokenizer=self._tokenizer,
+                end_ids=self._end_ids,
+                stop=stop,
+                logprobs=logprobs,
+            )
 
-def images_of(request: ChatRequest) -> Iterator[tuple[str, Image]]:
-    """The images of a request in the order of the prompt, each with its path in the request."""
-    for i, message in enumerate(request.messages):
-        for j, part in enumerate(message.content):
-            if isinstance(part, Image):
-                yield f"messages.{i}.content.{j}", part
-
-
-def text_length(request: ChatRequest) -> int:
-    """How many characters the texts of a request have in the prompt, at least.
-
-    All that a client may make long: contents, also of tool results, reasoning, and the arguments of tool calls.
-    """
-    total = 0
-    for message in request.messages:
-        total += sum(len(part.text) for part in message.content if isinstance(part, Text))
-        total += len(message.reasoning or "")
-        total += sum(len(call.arguments) // ESCAPE_LENGTH for call in message.tool_calls)
-    return total
+        return make
 
 
 class LocalStream:
@@ -228,6 +217,7 @@ class LocalStream:
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
         self._events: deque[ChatEvent] = deque()
+        self._called: set[int] = set()  # choices that ended with calls
 
     @property
     def usage(self) -> Usage | None:
@@ -241,12 +231,16 @@ class LocalStream:
             event = await anext(self._generation)
             if isinstance(event, TokenEvent):
                 for delta in event.deltas:
-                    assert isinstance(delta, ContentDelta | ReasoningDelta)
-                    self._events.append(delta)
+                    if isinstance(delta, Called):
+                        self._called.add(delta.index)
+                    else:
+                        assert isinstance(delta, ContentDelta | ReasoningDelta | ToolCallDelta)
+                        self._events.append(delta)
             elif isinstance(event, UsageEvent):
                 self._events.append(event.usage)
             elif isinstance(event, FinishEvent) and event.reason != "cancelled":
-                self._events.append(Finished(event.index, event.reason))
+                reason = "tool_calls" if event.index in self._called else event.reason
+                self._events.append(Finished(event.index, reason))
         return self._events.popleft()
 
     async def aclose(self) -> None:

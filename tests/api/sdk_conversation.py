@@ -142,10 +142,10 @@ def error_of(call: Callable[[], Any]) -> openai.APIStatusError:
 
 @scenario
 def errors(client: openai.OpenAI) -> None:
-    tool = {"type": "function", "function": {"name": "f"}}
     for fields, kind, code in [
         ({"temperature": 3}, openai.BadRequestError, "invalid_request"),
-        ({"tools": [tool]}, openai.BadRequestError, "unsupported_field"),
+        ({"store": True}, openai.BadRequestError, "unsupported_field"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, openai.BadRequestError, "invalid_request"),
         ({"max_tokens": 100_000}, openai.BadRequestError, "context_length_exceeded"),
     ]:
         error = error_of(functools.partial(ask, client, "hi", **fields))

@@ -41,7 +41,7 @@ class TokenOutput:
         self._new.append(token)
         return None
 
-    def finish(self) -> None:
+    def finish(self, stop_token: int | None) -> None:
         pass
 
     def take(self) -> list[object]:

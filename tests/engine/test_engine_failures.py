@@ -146,7 +146,7 @@ class BrokenOutput(TokenOutput):
         self._fail("push")
         return super().push(token)
 
-    def finish(self) -> None:
+    def finish(self, stop_token: int | None) -> None:
         self._fail("finish")
 
     def take(self) -> list[object]:

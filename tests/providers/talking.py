@@ -5,12 +5,14 @@ it says. What the user writes is the script:
 
     say: HELLO             -> HELLO
     think: A; say: HELLO   -> A as reasoning, then HELLO
+    write: TOKENS          -> these tokens, control tokens by their names: ` to=user<|message|>HELLO`
     count                  -> 0123456789012… until it is stopped
     anything else          -> I read N bytes and M image tokens.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,8 +20,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from musespark.chat.formats import make_format
 from musespark.chat.images import PatchedImage
-from musespark.chat.templates import ChatSettings
+from musespark.chat.settings import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
 from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32
@@ -84,9 +87,17 @@ def next_token(tokens: list[int]) -> int:
     return reply[said] if said < len(reply) else reply[-10 + (said - len(reply)) % 10]
 
 
+def spelled(text: str) -> list[int]:
+    """Tokens of a text in which control tokens stand by their names."""
+    parts = re.split(r"(<\|\w+\|>)", text)
+    return [i for k, part in enumerate(parts) for i in ([TOKENIZER.special(part)] if k % 2 else TOKENIZER.encode(part))]
+
+
 def reply_to(conversation: list[int]) -> list[int]:
     last = conversation[len(conversation) - conversation[::-1].index(MESSAGE) :]
     text = TOKENIZER.decode(last)
+    if text.startswith("write: "):
+        return [*spelled(text.removeprefix("write: ")), EOT]
     thought = None
     if text.startswith("think: "):
         thought, _, text = text.removeprefix("think: ").partition("; ")
@@ -115,7 +126,7 @@ def talking_provider(service: EngineService) -> LocalProvider:
     return LocalProvider(
         service,
         TOKENIZER,
-        ChatSettings(default_reasoning_effort="low"),
+        make_format("muse_spark", TOKENIZER, ChatSettings(default_reasoning_effort="low")),
         GenerationDefaults((EOT,)),
         ModelInfo("talking", 1_700_000_000, "tests", "fp_talking"),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musespark.chat.messages import Tool
+from musespark.chat.parser import ChatParser
 from musespark.engine.request import SampledToken
-from musespark.providers.base import ContentDelta, ReasoningDelta
-from musespark.providers.chat_output import ChatOutput
-from tests.providers.talking import EOM, MESSAGE, START, TOKENIZER
+from musespark.providers.base import ContentDelta, ReasoningDelta, ToolCallDelta
+from musespark.providers.chat_output import Called, ChatOutput
+from tests.providers.talking import EOM, EOT, MESSAGE, START, TOKENIZER
 
 
 def answer(text: str, thought: str | None = None) -> list[int]:
@@ -21,10 +24,22 @@ def answer(text: str, thought: str | None = None) -> list[int]:
 
 
 def events_of(
-    tokens: list[int], *, stop: tuple[str, ...] = (), logprobs: bool = False
+    tokens: list[int],
+    *,
+    stop: tuple[str, ...] = (),
+    logprobs: bool = False,
+    tools: tuple[Tool, ...] = (),
+    stop_token: int | None = EOT,
 ) -> tuple[list[object], ChatOutput, int]:
-    """Every delta, the output, and how many tokens it took."""
-    output = ChatOutput(0, TOKENIZER, stop, logprobs=logprobs)
+    """Every delta, the output, and how many tokens it took; `stop_token` ends it, unless a stop string did."""
+    output = ChatOutput(
+        0,
+        parser=ChatParser(TOKENIZER, tools=tools, make_id=lambda: "call_x"),
+        tokenizer=TOKENIZER,
+        end_ids=frozenset({EOT}),
+        stop=stop,
+        logprobs=logprobs,
+    )
     deltas: list[object] = []
     taken = 0
     for token in tokens:
@@ -34,8 +49,9 @@ def events_of(
         )
         deltas += output.take()
         if reason == "stop":
+            stop_token = None
             break
-    output.finish()
+    output.finish(stop_token)
     return deltas + output.take(), output, taken
 
 
@@ -125,3 +141,49 @@ def test_an_answer_cut_off_in_its_reasoning_has_no_content() -> None:
 def test_a_character_cut_off_becomes_a_replacement_character() -> None:
     deltas, _, _ = events_of(answer("ok 😀")[:-1], logprobs=True)
     assert content_of(deltas) == "ok \ufffd"
+
+
+WEATHER = Tool("weather", parameters={"type": "object", "properties": {"city": {"type": "string"}}})
+OPENED, CLOSED = "<atem:function_calls>\n", "\n</atem:function_calls>"
+CALL = (
+    f'{OPENED}<atem:invoke name="weather">\n<atem:parameter name="city">Rome</atem:parameter>\n</atem:invoke>{CLOSED}'
+)
+
+
+def call_of(name: str, text: str = CALL) -> list[int]:
+    return [*TOKENIZER.encode(f" to={name}"), MESSAGE, *TOKENIZER.encode(text)]
+
+
+def test_a_call_is_its_name_then_its_arguments_then_a_mark_that_it_is_whole() -> None:
+    deltas, _, _ = events_of(call_of("weather"), tools=(WEATHER,))
+    start, *arguments, called = deltas
+    assert start == ToolCallDelta(0, 0, "call_x", "weather")
+    assert all(isinstance(delta, ToolCallDelta) and delta.id is delta.name is None for delta in arguments)
+    assert "".join(delta.arguments for delta in arguments if isinstance(delta, ToolCallDelta)) == '{"city": "Rome"}'
+    assert called == Called(0)
+
+
+@pytest.mark.parametrize("stop_token", [None, ord("x") + 32], ids=["at a limit", "at the client's own token"])
+def test_a_call_that_was_cut_off_is_left_open_and_not_marked(stop_token: int | None) -> None:
+    tokens = call_of("weather", CALL[: CALL.index("me</atem")])
+    deltas, _, _ = events_of(tokens, tools=(WEATHER,), stop_token=stop_token)
+    assert "".join(delta.arguments for delta in deltas if isinstance(delta, ToolCallDelta)) == '{"city": "Ro'
+    assert Called(0) not in deltas
+
+
+def test_a_call_to_no_tool_of_ours_is_shown_as_it_was_written() -> None:
+    written = CALL.replace("weather", "rm")
+    deltas, _, _ = events_of(call_of("rm", written), tools=(WEATHER,))
+    assert content_of(deltas) == written.removeprefix("<atem:function_calls>\n").removesuffix(
+        "\n</atem:function_calls>"
+    )
+    assert not any(isinstance(delta, ToolCallDelta | Called) for delta in deltas)
+
+
+def test_tokens_of_calls_have_no_logprobs_and_stop_strings_do_not_touch_them() -> None:
+    remark = [*TOKENIZER.encode(" to=commentary"), MESSAGE, *TOKENIZER.encode("hm"), EOM, START]
+    tokens = [*remark, *TOKENIZER.encode("assistant"), *call_of("weather")]
+    deltas, _, _ = events_of(tokens, tools=(WEATHER,), logprobs=True, stop=("Rome",))
+    assert content_of(deltas) == "hm"
+    assert b"".join(t.data for d in deltas if isinstance(d, ContentDelta) for t in d.logprobs) == b"hm"
+    assert Called(0) in deltas

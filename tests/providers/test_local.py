@@ -94,8 +94,8 @@ def test_an_image_becomes_prompt_rows_that_are_counted() -> None:
 
 def test_images_that_no_context_holds_are_refused_before_they_are_decoded() -> None:
     async def test(provider: LocalProvider) -> None:
-        only_headers = png_header(2800, 2800)  # each asks for the most tokens, 4,096; there is nothing to decode
-        with pytest.raises(ContextTooLong, match=r"the images alone take 4,096 tokens, this model takes 4,096"):
+        only_headers = png_header(2800, 2800)  # each asks for the most rows, 4,096; there is nothing to decode
+        with pytest.raises(ContextTooLong, match=r"the images alone take 4,098 tokens, this model takes 4,096"):
             await provider.chat(conversation("look", only_headers))
 
     with_provider(test)
@@ -137,7 +137,7 @@ def test_texts_that_no_context_holds_are_refused_before_they_are_encoded(monkeyp
         raise AssertionError("this takes a second for each megabyte")
 
     async def test(provider: LocalProvider) -> None:
-        monkeypatch.setattr("musespark.providers.local.render", render)
+        monkeypatch.setattr(templates, "render", render)
         call = ToolCall("c", "f", "\\u0041" * 4096)  # an escape is one character of the prompt
         for long in (
             [Message(role, (Text("é" * 2048),)) for role in ("system", "user")],
@@ -154,15 +154,16 @@ def test_texts_that_no_context_holds_are_refused_before_they_are_encoded(monkeyp
 
 def test_a_short_text_does_not_wait_for_long_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
+    real_render = templates.render
     monkeypatch.setattr("musespark.providers.local.SHORT_TEXT", 100)
 
     def render(messages: tuple[Message, ...], *arguments: object, **named: object) -> object:
         if len(messages[0].content[-1].text) > 100:  # type: ignore[union-attr]
             assert gate.wait(10)
-        return templates.render(messages, *arguments, **named)  # type: ignore[arg-type]
+        return real_render(messages, *arguments, **named)  # type: ignore[arg-type]
 
     async def test(provider: LocalProvider) -> None:
-        monkeypatch.setattr("musespark.providers.local.render", render)
+        monkeypatch.setattr(templates, "render", render)
         long = [
             asyncio.create_task(everything(provider, conversation("x" * 101, id=f"long{i}")))
             for i in range(2 * RENDER_THREADS)

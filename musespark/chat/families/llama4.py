@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
-from musespark.chat import llama4_template
+from musespark.chat import llama4_constraint, llama4_template
 from musespark.chat.checkpoint_template import CheckpointTemplate
+from musespark.chat.constraint import Constraint
 from musespark.chat.llama4_parser import Llama4Parser
 from musespark.chat.messages import Image, Message, Text, Tool
 from musespark.chat.prompt import Prompt
@@ -26,6 +27,9 @@ class Llama4Format:
         self._template = template
         # A turn of calls ends with `<|eom|>`, or with `<|eot|>` like any other.
         self.stop_token_ids = tokenizer.stop_token_ids | {tokenizer.special("<|eom|>")}
+        marks = ("<|python_start|>", "<|python_end|>")
+        self.answer_token_ids = self.stop_token_ids | {tokenizer.special(name) for name in marks}
+        self.end_of_reasoning: int | None = None
 
     def render(
         self,
@@ -57,6 +61,9 @@ class Llama4Format:
 
     def parser(self, *, tools: Sequence[Tool] = ()) -> Llama4Parser:
         return Llama4Parser(self._tokenizer, tools=tools)
+
+    def grammar(self, constraint: Constraint) -> str:
+        return llama4_constraint.turn_grammar(constraint, self._tokenizer)
 
     def count_image_tokens(self, width: int, height: int) -> int:
         return count_tile_tokens(width, height)

@@ -1,0 +1,137 @@
+"""A tool's schema as the parameters of a Muse call, in grammar rules.
+
+Arguments are not JSON in this format: each is a parameter of its own, strings as they are, anything else as JSON
+(`atem_calls` reads them back). So a schema is taken apart into its properties, and can't say more of the object as a
+whole than which these are. A string can't hold `</atem:`, with which the format ends it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from musespark.chat.constraint import GrammarWriter, json_value, literal, one_of
+from musespark.chat.messages import Tool
+from musespark.chat.schemas import ANNOTATIONS, resolve
+from musespark.chat.tools import is_text
+from musespark.errors import InvalidSchema
+
+MAX_TEXT_LENGTH = 10_000  # the largest minLength or maxLength of a string
+_KEY = re.compile(r'[^"<>\n]{1,64}')
+_OPEN, _OPENED, _CLOSE = '<atem:parameter name="', '">', "</atem:parameter>\n"
+_OTHER_KEY = r'/[^"<>\n]{1,64}/'
+_NO_TAG = r"~/(?s:.*)<\/atem:(?s:.*)/"
+_DEFINITIONS = ("$defs", "definitions")
+_OF_OBJECTS = frozenset(("type", "properties", "required", "additionalProperties", *_DEFINITIONS)) | ANNOTATIONS
+_OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "$ref")) | ANNOTATIONS
+
+
+def any_arguments(writer: GrammarWriter, prefix: str) -> str:
+    """Parameters of any names, with any text for values."""
+    value = _text(writer, f"{prefix}_value", f"/(?s:.*)/ & {_NO_TAG}")
+    return writer.rule(f"{prefix}_any", _opening(writer, prefix, ()), value) + "*"
+
+
+class Arguments:
+    """The parameters of one tool. `field` is the place of the schema in the request, for errors."""
+
+    def __init__(self, writer: GrammarWriter, prefix: str, name: str, schema: Mapping[str, Any], field: str) -> None:
+        self._writer = writer
+        self._prefix = prefix
+        self._schema = schema
+        self._tool = Tool(name, "", schema)
+        self._field = field
+
+    def rules(self) -> list[str]:
+        """What a call holds, in the order of the schema. Raises InvalidSchema for what parameters can't say."""
+        for keyword in self._schema:
+            if keyword not in _OF_OBJECTS:
+                raise self._problem(f".{keyword}", "can't be held to for all arguments together in this model's calls")
+        properties = self._schema.get("properties", {})
+        required = self._schema.get("required", [])
+        if not isinstance(properties, Mapping) or not isinstance(required, list):
+            raise self._problem("", "must have an object of properties and a list of those required")
+        others = self._schema.get("additionalProperties")
+        undeclared = [name for name in dict.fromkeys(required) if name not in properties]
+        if undeclared and others is False:
+            raise self._problem(".required", f"names {undeclared[0]!r}, which is not among the properties")
+        parameters: list[str] = []
+        for name, schema in {**properties, **dict.fromkeys(undeclared, True if others is None else others)}.items():
+            if schema is False:
+                continue  # it must not be there
+            place = f".properties.{name}"
+            rule = self._parameter(f"{self._prefix}_{len(parameters)}", name, schema, place)
+            parameters.append(rule if name in required else f"{rule}?")
+        if others is True or isinstance(others, Mapping):
+            opening = _opening(self._writer, self._prefix, [*properties, *undeclared])
+            value = self._json(f"{self._prefix}_others_value", others, ".additionalProperties")
+            parameters.append(self._writer.rule(f"{self._prefix}_others", opening, value) + "*")
+        return parameters
+
+    def _parameter(self, rule: str, name: Any, schema: Any, place: str) -> str:
+        if not isinstance(name, str) or not _KEY.fullmatch(name):
+            raise self._problem(
+                place, "is a name that this model can't write: 1 to 64 characters, no \", <, > or break"
+            )
+        opening = literal(f"{_OPEN}{name}{_OPENED}")
+        if is_text(self._tool, name):
+            return self._writer.rule(rule, opening, self._string(f"{rule}_value", schema, place))
+        return self._writer.rule(rule, opening, self._json(f"{rule}_value", schema, place))
+
+    def _json(self, rule: str, schema: Any, place: str) -> str:
+        references = list(_references(schema))
+        if any(not reference.startswith(("#/$defs/", "#/definitions/")) for reference in references):
+            raise self._problem(place, "has a $ref to something else than #/$defs/…, which calls can't hold")
+        if references:
+            schema = {**{key: self._schema[key] for key in _DEFINITIONS if key in self._schema}, **schema}
+        return self._writer.rule(rule, json_value(schema), literal(_CLOSE))
+
+    def _string(self, rule: str, schema: Any, place: str) -> str:
+        """The text of a string, as it is."""
+        while isinstance(schema, Mapping) and "$ref" in schema:
+            if set(schema) - ANNOTATIONS != {"$ref"}:
+                raise self._problem(place, "has keywords beside $ref, which can't be held to for a string of a call")
+            schema = resolve(schema["$ref"], self._schema)
+        assert isinstance(schema, Mapping), "its type was found to be string"
+        for keyword in schema:
+            if keyword not in _OF_STRINGS:
+                raise self._problem(f"{place}.{keyword}", "can't be held to for a string in this model's calls")
+        if "enum" in schema or "const" in schema:
+            values = [schema["const"]] if "const" in schema else schema["enum"]
+            if any("</atem:" in value for value in values):
+                raise self._problem(place, "has a value with `</atem:`, which this model's calls can't hold")
+            return _text(self._writer, rule, one_of(*map(literal, values)))
+        low, high = (schema.get(name) for name in ("minLength", "maxLength"))
+        for bound in (low, high):
+            if bound is not None and (type(bound) is not int or not 0 <= bound <= MAX_TEXT_LENGTH):
+                raise self._problem(place, f"must have lengths from 0 to {MAX_TEXT_LENGTH:,}")
+        length = "*" if low is None and high is None else f"{{{low or 0},{'' if high is None else high}}}"
+        return _text(self._writer, rule, f"/(?s:.{length})/ & {_NO_TAG}")
+
+    def _problem(self, place: str, problem: str) -> InvalidSchema:
+        path = f"{self._field}{place}"
+        return InvalidSchema(f"`{path[:300]}` {problem}", param=path[:300])
+
+
+def _text(writer: GrammarWriter, rule: str, text: str) -> str:
+    """A raw value with its closing tag, as one terminal: the text must not take the tag for a part of itself."""
+    return writer.rule(rule.upper(), f"({text})", literal(_CLOSE))
+
+
+def _opening(writer: GrammarWriter, prefix: str, taken: Iterable[str]) -> str:
+    """The opening tag of a parameter of any name that is not `taken`; one terminal, so that it is told from those."""
+    names = "|".join(re.escape(name).replace("/", r"\/") for name in taken)
+    key = f"({_OTHER_KEY} & ~/{names}/)" if names else _OTHER_KEY
+    return writer.rule(f"{prefix}_opening".upper(), literal(_OPEN), key, literal(_OPENED))
+
+
+def _references(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"]
+        for value in schema.values():
+            yield from _references(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _references(value)

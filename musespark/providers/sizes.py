@@ -1,0 +1,68 @@
+"""How large a request's prompt will be at the least, told before anything of it is rendered or decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from musespark.chat.formats import ChatFormat
+from musespark.chat.image_files import read_header
+from musespark.chat.messages import Image, Text
+from musespark.errors import ContextTooLong, InvalidRequest
+from musespark.providers.base import ChatRequest
+
+ESCAPE_LENGTH = 6  # `\\u0041` in the JSON of a tool's arguments is one character of the prompt
+
+
+def images_of(request: ChatRequest) -> Iterator[tuple[str, Image]]:
+    """The images of a request in the order of the prompt, each with its path in the request."""
+    for i, message in enumerate(request.messages):
+        for j, part in enumerate(message.content):
+            if isinstance(part, Image):
+                yield f"messages.{i}.content.{j}", part
+
+
+def text_length(request: ChatRequest) -> int:
+    """How many characters the texts of a request have in the prompt, at least.
+
+    All that a client may make long: contents, also of tool results, reasoning, the arguments of tool calls, and the
+    tools, which every system message repeats.
+    """
+    total = 0
+    for message in request.messages:
+        total += sum(len(part.text) for part in message.content if isinstance(part, Text))
+        total += len(message.reasoning or "")
+        total += sum(len(call.arguments) // ESCAPE_LENGTH for call in message.tool_calls)
+    if request.tools:
+        tools = [(offered.tool.description, offered.tool.parameters) for offered in request.tools]
+        repeated = sum(message.role == "system" for message in request.messages)
+        total += len(json.dumps(tools, ensure_ascii=False, separators=(",", ":"))) * max(1, repeated)
+    return total
+
+
+def check_text_size(num_characters: int, longest_token: int, limit: int) -> None:
+    """Refuse by their length texts that no context holds: encoding them takes up to a second a megabyte."""
+    num_tokens = num_characters // longest_token  # at least: a token has that many bytes at the most
+    if num_tokens >= limit:
+        raise ContextTooLong(
+            f"the texts have {num_characters:,} characters, which are at least {num_tokens:,} tokens; this model "
+            f"takes {limit:,}; shorten them",
+            param="messages",
+        )
+
+
+def check_image_sizes(request: ChatRequest, chat: ChatFormat, limit: int) -> None:
+    """Refuse by their headers images that no context holds, before a pixel is decoded."""
+    num_tokens = 0
+    for place, image in images_of(request):
+        try:
+            header = read_header(image.data)
+            num_tokens += chat.count_image_tokens(header.width, header.height)
+        except InvalidRequest as error:
+            error.param = place
+            raise
+    if num_tokens >= limit:
+        raise ContextTooLong(
+            f"the images alone take {num_tokens:,} tokens, this model takes {limit:,}; send fewer or smaller ones",
+            param="messages",
+        )
