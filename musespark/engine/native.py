@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from musespark.engine import _native
 from musespark.engine.native_vision import native_tower
-from musespark.engine.rotary import rotary_frequencies
+from musespark.engine.rotary import rotary_frequencies, scaled_frequencies
 from musespark.errors import CheckpointError, ConfigError, EngineFailed
 from musespark.model.checkpoint import Checkpoint, Quantized
-from musespark.model.config import ModelConfig, TextConfig
+from musespark.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
@@ -55,7 +55,6 @@ class NativeRunner:
         isa: Isa | None = None,
     ) -> None:
         """precision None: `default_precision(checkpoint)`."""
-        _require_supported(checkpoint.config)
         self.config: ModelConfig = checkpoint.config
         self.precision: Precision = default_precision(checkpoint) if precision is None else precision
         self.num_full_pages = num_full_pages
@@ -75,7 +74,7 @@ class NativeRunner:
         tower = native_tower(self.config)
         try:
             self._model = _native.Model(
-                text=_text(self.config.text),
+                text=_text(self.config),
                 vision=tower,
                 fetch=lambda name: _fetch(checkpoint, name),
                 precision=self.precision,
@@ -137,11 +136,6 @@ class NativeRunner:
             raise EngineFailed("the runner is closed")
 
 
-def _require_supported(config: ModelConfig) -> None:
-    if config.model_type != "muse_spark":
-        raise ConfigError(f"the native runner runs muse_spark checkpoints; this one is {config.model_type}")
-
-
 def _check_pages(config: ModelConfig, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
     for name, count in (("num_full_pages", num_full_pages), ("num_sliding_pages", num_sliding_pages)):
         if not 0 <= count < 2**31:
@@ -163,8 +157,7 @@ def default_precision(checkpoint: Checkpoint) -> Precision:
 
 def page_bytes(config: ModelConfig, precision: Precision) -> tuple[int, int]:
     """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group."""
-    _require_supported(config)
-    full, sliding = _native.page_bytes(_text(config.text), precision)
+    full, sliding = _native.page_bytes(_text(config), precision)
     return full, sliding
 
 
@@ -213,10 +206,15 @@ def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
     return weight.raw.dtype, np.ascontiguousarray(data), None, 0
 
 
-def _text(text: TextConfig) -> dict[str, Any]:
+def _text(config: ModelConfig) -> dict[str, Any]:
+    text = config.text
+    frequencies = scaled_frequencies(rotary_frequencies(text.head_dim, text.rope_theta), text.rope_scaling)
     return asdict(text) | {
-        "rotary_frequencies": rotary_frequencies(text.head_dim, text.rope_theta),
-        "sliding": [kind == "sliding_attention" for kind in text.layer_types],
+        "model_type": config.model_type,
+        "local_span": text.local_span,
+        "chunked": "chunked_attention" in text.layer_types,
+        "rotary_frequencies": frequencies.tolist(),
+        "local": [kind != "full_attention" for kind in text.layer_types],
         "sparse": [kind == "sparse" for kind in text.mlp_layer_types],
         "rope": list(text.layer_uses_rope),
     }

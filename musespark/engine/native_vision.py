@@ -28,7 +28,7 @@ def native_tower(config: ModelConfig) -> dict[str, Any] | None:
     half = tower.hidden_size // tower.num_attention_heads // 2
     shape = asdict(tower) | {
         "projector_hidden_size": config.projector_hidden_size,
-        "rotary_frequencies": rotary_frequencies(half, tower.rope_theta),
+        "rotary_frequencies": rotary_frequencies(half, tower.rope_theta).tolist(),
     }
     if isinstance(tower, VisionConfig):
         return shape | {

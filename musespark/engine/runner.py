@@ -1,8 +1,9 @@
 """What a runner is: the one thing that turns a batch of tokens into logits.
 
 The engine owns page *ids*; the runner owns the *memory* behind them. Pages come in two groups, because the layers do:
-a "full" page holds K and V of 64 tokens for all full-attention layers, a "sliding" page the same for all sliding-window
-layers. Full pages are kept as long as the sequence lives; sliding pages only while the window can still see them.
+a "full" page holds K and V of 64 tokens for all full-attention layers, a "sliding" page the same for all local layers:
+those with a sliding window, or, in Llama 4, those that see the tokens of their own chunk only. Full pages are kept as
+long as the sequence lives; sliding pages only while a later token can still see them.
 `NativeRunner` (native.py) is the CPU implementation; the tests have one over the reference network, and a fake that
 hashes what it can see.
 """
@@ -31,8 +32,9 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """N tokens of S sequences, concatenated, at consecutive positions within a sequence; every array C-contiguous.
 
-    K and V of all N tokens are written to their pages before anything attends, so a token sees its own chunk. In full
-    layers a query at position q sees every k <= q of its sequence, in sliding layers q - sliding_window < k <= q.
+    K and V of all N tokens are written to their pages before anything attends, so a token sees those of its own batch.
+    In full layers a query at position q sees every k <= q of its sequence, in sliding layers q - sliding_window < k,
+    in chunked layers those of its own chunk: k // attention_chunk_size == q // attention_chunk_size.
     The caller promises that every page which a query of the batch can see is in the tables.
     """
 

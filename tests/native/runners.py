@@ -13,11 +13,11 @@ import torch
 from musespark.engine.native import NativeRunner
 from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
-from musespark.model.network import MuseSpark
+from musespark.model.network import Network
 from tests.model.network.builders import IMAGE_TOKEN, VOCAB_SIZE
 
 
-def native(network: MuseSpark, **options: Any) -> NativeRunner:
+def native(network: Network, **options: Any) -> NativeRunner:
     """The network's weights in a native runner: float32, 16 pages and one thread unless said otherwise."""
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "checkpoint", network.config, network.state_dict())
@@ -73,7 +73,7 @@ def pages_for(count: int, seed: int = 0, num_pages: int = 16) -> list[int]:
 
 
 @torch.no_grad()
-def reference_logits(network: MuseSpark, ids: Sequence[int], images: Sequence[Any] = ()) -> np.ndarray:
+def reference_logits(network: Network, ids: Sequence[int], images: Sequence[Any] = ()) -> np.ndarray:
     """(T, V) of the torch network, the whole sequence at once."""
     return network(torch.tensor([list(ids)]), images=images)[0].numpy()
 

@@ -195,15 +195,6 @@ def test_options_that_cannot_be_are_refused(folder: Path, options: dict[str, Any
         open_native(folder, **options)
 
 
-def test_another_architecture_is_refused_by_name(folder: Path) -> None:
-    checkpoint = open_checkpoint(folder)
-    checkpoint.config = replace(CONFIG, model_type="llama4")
-    with pytest.raises(ConfigError, match="runs muse_spark checkpoints; this one is llama4"):
-        NativeRunner(checkpoint, num_full_pages=1, num_sliding_pages=1)
-    with pytest.raises(ConfigError, match="llama4"):
-        page_bytes(checkpoint.config, "bf16")
-
-
 def test_pages_that_do_not_fit_into_memory_are_refused_before_the_weights_are_read(folder: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"2,147,483,647 full and 0 sliding pages take [0-9,.]+ GiB; this machine has"

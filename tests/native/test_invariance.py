@@ -4,43 +4,52 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any
 
 import numpy as np
 import pytest
 
 from musespark.engine.native import NativeRunner, available_isas, page_bytes
 from musespark.engine.runner import NO_PAGE
-from musespark.model.network import MuseSpark
+from musespark.model.config import ModelType
+from musespark.model.network import Network
 from tests.model.network.builders import IMAGE_TOKEN, picture, random_config, random_network
+from tests.model.network.families import family_network
 from tests.native.runners import Stream, batch_of, native, random_ids
 
 LENGTH = 200
-WINDOW = 70
-CASES = [(precision, isa) for precision in ("float32", "bf16", "int8") for isa in available_isas()]
+LOCAL_SPAN = 70  # the window, or the chunk: then position 150 is in the third
+FAMILIES: tuple[ModelType, ...] = ("muse_spark", "muse_glimmer", "llama4")
+CASES = [
+    (family, precision, isa)
+    for family in FAMILIES
+    for precision in ("float32", "bf16", "int8")
+    for isa in available_isas()
+]
+
+
+def network_of(family: ModelType) -> Network:
+    """Grouped heads of an odd number, dense and sparse layers, local and full ones."""
+    sizes: dict[str, Any] = {"num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 60}
+    experts = {"num_local_experts": 5, "num_experts_per_tok": 2}
+    if family == "muse_glimmer":
+        return family_network(family, 3, num_hidden_layers=5, sliding_window=LOCAL_SPAN, **sizes)
+    if family == "llama4":
+        span = {"attention_chunk_size": LOCAL_SPAN, "interleave_moe_layer_step": 2}
+        return family_network(family, 3, num_hidden_layers=5, **span, **sizes, **experts)
+    kinds = ["sparse", "dense", "sparse", "sparse", "sparse"]
+    return family_network(family, 3, layers=5, sliding_window=LOCAL_SPAN, mlp_layer_types=kinds, **sizes, **experts)
 
 
 @pytest.fixture(scope="module")
-def network() -> MuseSpark:
-    """Grouped heads of an odd number, dense and sparse layers, sliding and full ones."""
-    return random_network(
-        random_config(
-            3,
-            layers=5,
-            sliding_window=WINDOW,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            hidden_size=60,
-            num_local_experts=5,
-            num_experts_per_tok=2,
-            mlp_layer_types=["sparse", "dense", "sparse", "sparse", "sparse"],
-        )
-    )
+def network() -> Network:
+    return network_of("muse_spark")
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
-def runner(request: pytest.FixtureRequest, network: MuseSpark) -> NativeRunner:
-    precision, isa = request.param
-    return native(network, precision=precision, isa=isa, num_threads=2)
+def runner(request: pytest.FixtureRequest) -> NativeRunner:
+    family, precision, isa = request.param
+    return native(network_of(family), precision=precision, isa=isa, num_threads=2)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,7 @@ def test_sliding_pages_out_of_the_window_may_be_gone(runner: NativeRunner, whole
     stream = Stream(random_ids(LENGTH), [0, 1, 2, 3], [4, 5, 6, 7])
     runner.forward(batch_of(stream.part(0, 150)))
     runner.forward(batch_of(Stream(random_ids(64, 2), [9], [4])))  # somebody else gets sliding page 4
-    stream.sliding[0] = NO_PAGE  # position 150 sees 81 and later
+    stream.sliding[0] = NO_PAGE  # position 150 sees 81 and later, or 140 and later
     assert np.array_equal(runner.forward(batch_of(stream.part(150, LENGTH))), whole[150:])
 
 
@@ -116,7 +125,7 @@ def test_asking_for_fewer_logits_gives_the_same_rows(runner: NativeRunner, whole
 
 def test_pages_beyond_four_gibibytes_are_as_good_as_the_first() -> None:
     """Offsets are 64-bit. Pages that are not used cost no memory, so a large pool is cheap."""
-    network = random_network(random_config(2, layers=2, sliding_window=WINDOW))
+    network = random_network(random_config(2, layers=2, sliding_window=LOCAL_SPAN))
     full, sliding = page_bytes(network.config, "float32")
     num_pages = (4 << 30) // min(full, sliding) + 10
     if (full + sliding) * num_pages > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
@@ -129,7 +138,20 @@ def test_pages_beyond_four_gibibytes_are_as_good_as_the_first() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
-def test_the_number_of_threads_changes_nothing(network: MuseSpark, precision: str) -> None:
+@pytest.mark.parametrize("family", ["muse_glimmer", "llama4"])
+def test_the_number_of_threads_changes_nothing_in_any_family(family: ModelType, precision: str) -> None:
+    network = network_of(family)
+    results = []
+    for num_threads in range(1, 9):
+        runner = native(network, precision=precision, num_threads=num_threads)
+        prefill = runner.forward(batch_of(Stream(random_ids(150), [0, 1, 2])))
+        results.append(np.concatenate([prefill, runner.forward(batch_of(Stream([30], [0, 1, 2], start=150)))]))
+        runner.close()
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+def test_the_number_of_threads_changes_nothing(network: Network, precision: str) -> None:
     image = picture(10, 14)
     results = []
     for num_threads in range(1, 9):

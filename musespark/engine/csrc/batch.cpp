@@ -32,7 +32,7 @@ void check_ascending(const int32_t* rows, int64_t count, int64_t num_tokens, con
 }  // namespace
 
 BatchChecker::BatchChecker(const TextConfig& config, int64_t num_full_pages, int64_t num_sliding_pages)
-    : config_(config), window_(config.sliding_window) {
+    : config_(config) {
     for (const bool sliding : {false, true}) {
         const int64_t num_pages = sliding ? num_sliding_pages : num_full_pages;
         Group& group = groups_[sliding];
@@ -107,7 +107,7 @@ void BatchChecker::check_pages(const Batch& b, bool sliding) {
     const int64_t columns = sliding ? b.sliding_columns : b.full_columns;
     const auto page_range = [&](int64_t s) {
         const int64_t begin = b.positions[b.query_start[s]], last = b.positions[b.query_start[s + 1] - 1];
-        return PageRange{first_key(sliding, begin) / kPageTokens, begin / kPageTokens, last / kPageTokens};
+        return PageRange{config_.first_key(sliding, begin) / kPageTokens, begin / kPageTokens, last / kPageTokens};
     };
     for (int64_t s = 0; s < b.num_sequences; ++s) {
         const auto [seen, written, last] = page_range(s);

@@ -54,11 +54,6 @@ public:
     // The plan stays valid until the next call.
     const Plan& check(const Batch& batch);
 
-    // The first key that a query at `position` sees in a layer.
-    int64_t first_key(bool sliding, int64_t position) const {
-        return sliding && position >= window_ ? position - window_ + 1 : 0;
-    }
-
 private:
     struct Group {
         bool used;
@@ -71,8 +66,7 @@ private:
     void check_pages(const Batch& batch, bool sliding);
 
     const TextConfig& config_;
-    int64_t window_;
-    Group groups_[2];    // full, sliding
+    Group groups_[2];    // full, sliding: the pages of local layers
     int64_t stamp_ = 0;  // sequences of all batches before this one; those of this batch get the numbers after it
     int64_t next_stamp_ = 0;
     Plan plan_;

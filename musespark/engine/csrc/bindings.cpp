@@ -106,7 +106,9 @@ Precision precision_of(const std::string& name) {
 TextConfig text_config(const nb::dict& d) {
     const auto size = [&](const char* name) { return nb::cast<int64_t>(d[name]); };
     const auto number = [&](const char* name) { return nb::cast<float>(d[name]); };
+    const auto flag = [&](const char* name) { return nb::cast<bool>(d[name]); };
     TextConfig c;
+    c.family = &text_family(nb::cast<std::string>(d["model_type"]));
     c.vocab_size = size("vocab_size");
     c.hidden_size = size("hidden_size");
     c.intermediate_size = size("intermediate_size");
@@ -114,11 +116,12 @@ TextConfig text_config(const nb::dict& d) {
     c.num_key_value_heads = size("num_key_value_heads");
     c.head_dim = size("head_dim");
     c.max_position_embeddings = size("max_position_embeddings");
-    c.sliding_window = size("sliding_window");
+    c.local_span = size("local_span");
     c.moe_hidden_size = size("moe_hidden_size");
     c.moe_intermediate_size = size("moe_intermediate_size");
     c.num_local_experts = size("num_local_experts");
     c.num_experts_per_tok = size("num_experts_per_tok");
+    c.floor_scale = size("floor_scale");
     c.rms_norm_eps = number("rms_norm_eps");
     c.post_norm_eps = number("post_norm_eps");
     c.final_logit_softcapping = number("final_logit_softcapping");
@@ -126,12 +129,16 @@ TextConfig text_config(const nb::dict& d) {
     c.output_multiplier = number("output_multiplier");
     c.routed_scaling_factor = number("routed_scaling_factor");
     c.residual_gate_temperature = number("residual_gate_temperature");
+    c.attn_scale = number("attn_scale");
+    c.chunked = flag("chunked");
+    c.use_qk_norm = flag("use_qk_norm");
+    c.attn_temperature_tuning = flag("attn_temperature_tuning");
     c.rotary_frequencies = nb::cast<std::vector<float>>(d["rotary_frequencies"]);
-    const auto sliding = nb::cast<std::vector<bool>>(d["sliding"]);
+    const auto local = nb::cast<std::vector<bool>>(d["local"]);
     const auto sparse = nb::cast<std::vector<bool>>(d["sparse"]);
     const auto rope = nb::cast<std::vector<bool>>(d["rope"]);
-    require(sliding.size() == sparse.size() && sliding.size() == rope.size(), "the lists of layers differ in length");
-    for (size_t i = 0; i < sliding.size(); ++i) c.layers.push_back({sliding[i], sparse[i], rope[i]});
+    require(local.size() == sparse.size() && local.size() == rope.size(), "the lists of layers differ in length");
+    for (size_t i = 0; i < local.size(); ++i) c.layers.push_back({local[i], sparse[i], rope[i]});
     return c;
 }
 

@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <stdexcept>
 
 #include "isa.h"
@@ -14,16 +16,27 @@ void require(bool condition, const char* what) {
 
 // What the code relies on for its own safety; musespark/model/config.py gives the friendlier messages.
 void check(const TextConfig& c) {
-    for (const int64_t size :
-         {c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-          c.max_position_embeddings, c.sliding_window, c.moe_hidden_size, c.moe_intermediate_size, c.num_local_experts,
-          c.num_experts_per_tok}) {
-        require(size >= 1 && size <= int64_t{1} << 31, "a size is not positive, or is above 2^31");
+    const auto require_sizes = [](std::initializer_list<int64_t> sizes) {
+        for (const int64_t size : sizes) {
+            require(size >= 1 && size <= int64_t{1} << 31, "a size is not positive, or is above 2^31");
+        }
+    };
+    const auto any = [&](bool TextLayer::*what) {
+        return std::any_of(c.layers.begin(), c.layers.end(), [&](const TextLayer& layer) { return layer.*what; });
+    };
+    require_sizes({c.vocab_size, c.hidden_size, c.intermediate_size, c.num_attention_heads, c.num_key_value_heads,
+                   c.head_dim, c.max_position_embeddings, c.floor_scale});
+    if (any(&TextLayer::local)) require_sizes({c.local_span});
+    if (any(&TextLayer::sparse)) {
+        require_sizes({c.moe_hidden_size, c.moe_intermediate_size, c.num_local_experts, c.num_experts_per_tok});
+        require(c.num_experts_per_tok <= c.num_local_experts, "more experts per token than experts");
+        require(c.family->experts != Experts::none, "this family has no experts");
+        require(c.family->experts != Experts::scored || c.moe_hidden_size == c.hidden_size,
+                "experts of this family read the whole width");
     }
     require(!c.layers.empty(), "no layers");
     require(c.num_attention_heads % c.num_key_value_heads == 0, "query heads are not a multiple of kv heads");
     require(c.head_dim % 2 == 0, "head_dim is odd");
-    require(c.num_experts_per_tok <= c.num_local_experts, "more experts per token than experts");
     require(static_cast<int64_t>(c.rotary_frequencies.size()) == c.head_dim / 2,
             "one rotary frequency per pair is needed");
 }

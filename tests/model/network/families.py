@@ -10,11 +10,18 @@ import torch
 from transformers import PreTrainedModel
 
 from musespark.chat.images import PatchedImage
-from musespark.model.config import ModelConfig
-from musespark.model.network import Llama4, MuseGlimmer, Network
+from musespark.model.config import ModelConfig, ModelType
+from musespark.model.network import Llama4, MuseGlimmer, MuseSpark, Network
 from musespark.model.network.llama4 import Llama4Router
 from tests.model.files import transformers_model
-from tests.model.network.builders import IMAGE_TOKEN, VOCAB_SIZE, picture, random_config
+from tests.model.network.builders import (
+    IMAGE_TOKEN,
+    VOCAB_SIZE,
+    picture,
+    random_config,
+    random_network,
+    router_margin,
+)
 
 
 def glimmer_config(seed: int, **text: Any) -> ModelConfig:
@@ -98,6 +105,21 @@ def random_llama4(config: ModelConfig, seed: int = 0) -> Llama4:
     return network
 
 
+def family_network(family: ModelType, seed: int, **text: Any) -> Network:
+    """A small random network of the family, with these fields of its text_config.
+
+    With `num_hidden_layers` the kinds of layers are by the family's rule, unless they are given, too.
+    """
+    if "num_hidden_layers" in text:
+        lists = ["no_rope_layers"] if family == "llama4" else ["layer_types", "layer_rope_theta"]
+        text = dict.fromkeys(lists) | text
+    if family == "muse_spark":
+        return random_network(random_config(seed, **text), seed)
+    if family == "muse_glimmer":
+        return random_glimmer(glimmer_config(seed, **text), seed)
+    return random_llama4(llama4_config(seed, **text), seed)
+
+
 def _randomise(network: Network, seed: int) -> None:
     """Weights far from their initial values."""
     generator = torch.Generator().manual_seed(seed)
@@ -144,6 +166,18 @@ def prompt_with_tiles(network: Llama4, seed: int, num_tokens: int) -> tuple[torc
         token_ids = torch.tensor([ids[:5] + first + ids[5:9] + second + ids[9:]])
         if _router_margin(network, token_ids, tiles) > 1e-5:
             return token_ids, tiles
+    raise AssertionError("no prompt without a tie in a router")
+
+
+def clear_ids(network: Network, num_tokens: int, seed: int) -> list[int]:
+    """Tokens of text that leave no router in doubt: a tie may fall either way in two right programs."""
+    for attempt in range(seed, seed + 100_000, 1000):
+        ids = np.random.default_rng(attempt).integers(12, VOCAB_SIZE, num_tokens).tolist()
+        margin = _router_margin(network, torch.tensor([ids]), []) if isinstance(network, Llama4) else 1.0
+        if isinstance(network, MuseSpark):
+            margin = router_margin(network, torch.tensor([ids]))
+        if margin > 1e-5:
+            return ids
     raise AssertionError("no prompt without a tie in a router")
 
 
