@@ -1,31 +1,29 @@
-"""Round a checkpoint's text weights to 8 or 4 bits, one matrix at a time, into a new folder.
+"""Round a checkpoint's text weights to 8 or 4 bits, some rows at a time, into a new folder.
 
-Round to nearest, symmetric, one bfloat16 scale per group of inputs, written as compressed-tensors `pack-quantized`.
+Symmetric, one bfloat16 scale per group of inputs, written as compressed-tensors `pack-quantized`. Integers and scales
+are the nearest (`round_to_groups`), or those that a calibration chooses (network/calibration.py); nothing else differs.
 Experts are written one by one (`experts.3.gate_proj.weight_packed`), as other writers of that format do. The embedding,
 norms, gates and the vision tower become bfloat16, the router stays float32; all other files of the folder are copied.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from musespark.errors import CheckpointError
 from musespark.model.checkpoint import Checkpoint, open_checkpoint
-from musespark.model.checkpoint_folder import (
-    INDEX_FILE,
-    PICKLE_SUFFIXES,
-    WEIGHTS_FILE,
-    replacing_folder,
-    write_file,
-    write_json,
-)
+from musespark.model.checkpoint_folder import INDEX_FILE, copy_other_files, need_space, replacing_folder, write_json
 from musespark.model.config import ModelConfig
+from musespark.model.convert import split_into_shards
 from musespark.model.pack_quantized import Bits, Quantization, pack
-from musespark.model.tensor_file import Dtype, RawTensor, float32_to_bfloat16, write_tensors
+from musespark.model.tensor_file import DTYPES, Dtype, RawTensor, TensorWriter, float32_to_bfloat16
 from musespark.model.tensors import (
     Shape,
     expected_tensors,
@@ -39,12 +37,40 @@ from musespark.model.tensors import (
 # 8 bits at 64 and 4 bits at 32 inputs a scale: 8.25 and 4.5 bits a weight.
 LARGEST_GROUP: dict[Bits, int] = {8: 64, 4: 32}
 SMALLEST_GROUP = 8
+SHARD_BYTES = 5 * 10**9  # what transformers writes
+VALUES_AT_ONCE = 1 << 20  # 4 MiB in float32; a tensor is never converted whole
 
 # The Linear modules that keep their type, for readers that go by the module list.
 IGNORED_MODULES = (
     *("re:^model\\.vision_.*", "re:^model\\.audio_tower.*", "re:.*\\.mlp\\.gate$"),
     *("re:^vision_model\\..*", "re:^multi_modal_projector\\..*", "re:.*\\.router$"),  # Llama 4's names of the same
 )
+
+# float32 (rows, in) -> int8 (rows, in) and the bits of bfloat16 (rows, in / group_size)
+Rounder = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class Calibration(Protocol):
+    """Whoever chooses integers by what the model reads, instead of the nearest."""
+
+    identity: str  # what tells it from another one: a kept shard must not be another calibration's
+    values_at_once: int
+
+    def rounder(self, name: str, quantization: Quantization) -> Rounder:
+        """For the matrix `name`. Matrices are asked for in the order of `expected_tensors`, each at most once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix or other tensor of the source, and the tensors that it becomes: stored name -> (dtype, shape)."""
+
+    name: str
+    stored: dict[str, tuple[Dtype, Shape]]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(math.prod(shape) * DTYPES[dtype].itemsize for dtype, shape in self.stored.values())
 
 
 def quantize_checkpoint(
@@ -53,12 +79,15 @@ def quantize_checkpoint(
     *,
     bits: Bits = 8,
     group_size: int | None = None,
+    calibration: Calibration | None = None,
+    shard_bytes: int = SHARD_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write `source` at `bits` into the new folder `target`, which appears whole or not at all.
 
-    group_size: inputs that share a scale; it must divide the input width of every matrix. Without it, the largest up to
-    64 (8 bits) or 32 (4 bits) that does. progress(done, all) is called before each tensor. Raises CheckpointError.
+    After a kill, the same call goes on from the last whole shard. group_size: inputs that share a scale; it must divide
+    the input width of every matrix. Without it, the largest up to 64 (8 bits) or 32 (4 bits) that does. progress(done,
+    all) counts the bytes to write. Raises CheckpointError.
     """
     source, target = Path(source), Path(target)
     checkpoint = open_checkpoint(source)
@@ -71,22 +100,38 @@ def quantize_checkpoint(
     if group_size < SMALLEST_GROUP:
         raise CheckpointError(f"group_size is {group_size}; below {SMALLEST_GROUP} the scales cost more than they save")
     quantization = Quantization(bits, group_size)
-    layout = quantized_layout(checkpoint.config, quantization)
-    matrices = _Matrices(checkpoint)
-    done = 0
+    parts = {part.name: part for part in quantized_parts(checkpoint.config, quantization)}
+    shards = split_into_shards({name: part.size_bytes for name, part in parts.items()}, shard_bytes)
+    writer = _Writer(_Matrices(checkpoint), quantization, calibration)
+    total, done = sum(part.size_bytes for part in parts.values()), 0
 
-    def load(name: str) -> RawTensor:
+    def advance(part: Part) -> None:
         nonlocal done
+        done += part.size_bytes
         if progress is not None:
-            progress(done, len(layout))
-        done += 1
-        return _quantized_tensor(matrices, name, quantization)
+            progress(done, total)
 
-    with replacing_folder(target) as new:
-        _copy_other_files(source, new)
+    with replacing_folder(target, plan=_plan(source, quantization, calibration, shards)) as new:
+        left = {file: names for file, names in shards.items() if not (new / file).is_file()}
+        need_space(target, sum(parts[name].size_bytes for names in left.values() for name in names))
+        copy_other_files(source, new)
         config = ModelConfig.read(source / "config.json")
         write_json(new / "config.json", {**config, "quantization_config": quantization.to_dict(IGNORED_MODULES)})
-        write_tensors(new / WEIGHTS_FILE, layout, load)
+        for file, names in shards.items():
+            inside = [parts[name] for name in names]
+            if file not in left:
+                for part in inside:
+                    advance(part)
+                continue
+            begun = new / f"{file}.partial"  # only a whole shard ever has the name of one
+            with TensorWriter(begun, {name: form for part in inside for name, form in part.stored.items()}) as out:
+                for part in inside:
+                    writer.write(part, out)
+                    advance(part)
+            begun.rename(new / file)
+        if len(shards) > 1:
+            files = {stored: file for file, names in shards.items() for name in names for stored in parts[name].stored}
+            write_json(new / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": files})
 
 
 def default_group_size(config: ModelConfig, bits: Bits) -> int:
@@ -105,22 +150,23 @@ def default_group_size(config: ModelConfig, bits: Bits) -> int:
     return group_size
 
 
-def quantized_layout(config: ModelConfig, quantization: Quantization) -> dict[str, tuple[Dtype, Shape]]:
-    """Stored name -> (dtype, shape) of the quantised checkpoint. CheckpointError if a width isn't whole groups."""
-    layout: dict[str, tuple[Dtype, Shape]] = {}
+def quantized_parts(config: ModelConfig, quantization: Quantization) -> Iterator[Part]:
+    """What the quantised checkpoint holds. CheckpointError if a width isn't whole groups."""
     for name, shape in expected_tensors(config).items():
         if not is_quantizable(name):
-            layout[name] = ("F32" if is_float32(name) else "BF16", shape)
+            yield Part(name, {name: ("F32" if is_float32(name) else "BF16", shape)})
             continue
-        for part, (out, width) in expert_parts(name, shape) if is_fused_experts(name) else [(name, shape)]:
+        for matrix, (out, width) in expert_parts(name, shape) if is_fused_experts(name) else [(name, shape)]:
             if width % quantization.inputs_per_scale(width):
                 raise CheckpointError(
-                    f"group_size {quantization.group_size} doesn't divide the {width:,} inputs of {part}"
+                    f"group_size {quantization.group_size} doesn't divide the {width:,} inputs of {matrix}"
                 )
-            layout[f"{part}_packed"] = ("I32", (out, quantization.packed_width(width)))
-            layout[f"{part}_scale"] = ("BF16", (out, width // quantization.inputs_per_scale(width)))
-            layout[f"{part}_shape"] = ("I64", (2,))
-    return layout
+            stored: dict[str, tuple[Dtype, Shape]] = {
+                f"{matrix}_packed": ("I32", (out, quantization.packed_width(width))),
+                f"{matrix}_scale": ("BF16", (out, width // quantization.inputs_per_scale(width))),
+                f"{matrix}_shape": ("I64", (2,)),
+            }
+            yield Part(matrix, stored)
 
 
 def round_to_groups(matrix: np.ndarray, bits: Bits, group_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +198,7 @@ class _Matrices:
         }
 
     def tensor(self, name: str) -> RawTensor:
+        """A view into the mapped file."""
         if name in self._stored:
             return self._checkpoint.tensor(name)
         fused, index, shape = self._in_fused[name]
@@ -162,27 +209,51 @@ class _Matrices:
         return RawTensor(raw.dtype, shape, matrix[part * shape[0] : (part + 1) * shape[0]])
 
 
-def _quantized_tensor(matrices: _Matrices, name: str, quantization: Quantization) -> RawTensor:
-    """One tensor of `quantized_layout`. Values and scales come from the same rounding, done once for each."""
-    weight, _, kind = name.rpartition("_")
-    if not weight.endswith(".weight"):
-        return matrices.tensor(name).cast("F32" if is_float32(name) else "BF16")
-    raw = matrices.tensor(weight)
-    if kind == "shape":
-        return RawTensor("I64", (2,), np.array(raw.shape, np.int64))
-    matrix = raw.float32()
-    if not np.isfinite(matrix).all():
-        raise CheckpointError(f"{weight} holds NaN or infinity; it can't be quantised")
-    values, scales = round_to_groups(matrix, quantization.bits, quantization.inputs_per_scale(raw.shape[1]))
-    if kind == "scale":
-        return RawTensor("BF16", scales.shape, scales)
-    packed = pack(values, quantization.bits)
-    return RawTensor("I32", packed.shape, packed)
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Writes one part after the other, a few rows at a time."""
+
+    matrices: _Matrices
+    quantization: Quantization
+    calibration: Calibration | None
+
+    def write(self, part: Part, out: TensorWriter) -> None:
+        raw = self.matrices.tensor(part.name)
+        if part.name in part.stored:
+            dtype, _ = part.stored[part.name]
+            assert dtype in ("F32", "BF16"), "what is not quantised is a float"
+            for start, rows in _some_rows(raw, VALUES_AT_ONCE):
+                out.write(part.name, rows.cast(dtype).data, start)
+            return
+        rounder, values_at_once = self._rounder(part.name, raw.shape[1])
+        for start, rows in _some_rows(raw, values_at_once):
+            matrix = rows.float32()
+            if not np.isfinite(matrix).all():
+                raise CheckpointError(f"{part.name} holds NaN or infinity; it can't be quantised")
+            values, scales = rounder(matrix)
+            out.write(f"{part.name}_packed", pack(values, self.quantization.bits), start)
+            out.write(f"{part.name}_scale", scales, start)
+        out.write(f"{part.name}_shape", np.array(raw.shape, np.int64))
+
+    def _rounder(self, name: str, width: int) -> tuple[Rounder, int]:
+        if self.calibration is not None:
+            return self.calibration.rounder(name, self.quantization), self.calibration.values_at_once
+        bits, group_size = self.quantization.bits, self.quantization.inputs_per_scale(width)
+        return lambda matrix: round_to_groups(matrix, bits, group_size), VALUES_AT_ONCE
 
 
-def _copy_other_files(source: Path, target: Path) -> None:
-    """Everything beside the weights and the config: tokenizer, chat settings, card. Pickles are left behind."""
-    for path in sorted(source.iterdir()):
-        weights = path.suffix in (".safetensors", *PICKLE_SUFFIXES) or path.name == INDEX_FILE
-        if path.is_file() and not weights and path.name != "config.json":
-            write_file(target / path.name, path)
+def _some_rows(raw: RawTensor, values_at_once: int) -> Iterator[tuple[int, RawTensor]]:
+    """(first row, rows) of a tensor with at least one dimension, views; at least one row at a time."""
+    step = max(1, values_at_once // max(1, math.prod(raw.shape[1:])))
+    for start in range(0, raw.shape[0], step):
+        data = raw.data[start : start + step]
+        yield start, RawTensor(raw.dtype, data.shape, data)
+
+
+def _plan(
+    source: Path, quantization: Quantization, calibration: Calibration | None, shards: dict[str, list[str]]
+) -> str:
+    """What tells two runs apart: the source as it is now, what becomes of it, and which file holds what."""
+    files = {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.iterdir())}
+    to = [quantization.bits, quantization.group_size, calibration.identity if calibration else None]
+    return json.dumps({"source": str(source.resolve()), "files": files, "to": to, "shards": shards})

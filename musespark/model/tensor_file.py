@@ -128,32 +128,57 @@ class TensorFile:
         return RawTensor(entry.dtype, entry.shape, data.reshape(entry.shape))
 
 
+class TensorWriter:
+    """A safetensors file being written: its header at once, then rows of its tensors in any order.
+
+    Used as a context; at its end every tensor must have been written, and the file is on the disk.
+    """
+
+    def __init__(self, path: Path, layout: Mapping[str, tuple[Dtype, tuple[int, ...]]]) -> None:
+        """Wider dtypes lie first, so that every tensor is aligned to its own element, as in the format's own writer."""
+        self.order = sorted(layout, key=lambda name: (-DTYPES[layout[name][0]].itemsize, name))
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that doesn't say it
+        offset = 0
+        for name in self.order:
+            dtype, shape = layout[name]
+            size = math.prod(shape) * DTYPES[dtype].itemsize
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 64)  # together with the mapping, every offset is a multiple of the element size
+        self._layout, self._num_missing = layout, offset
+        self._starts = {name: 8 + len(text) + header[name]["data_offsets"][0] for name in self.order}
+        self._file = path.open("wb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, rows: np.ndarray, first_row: int = 0) -> None:
+        """Write `rows` of the tensor `name`, (n, ...) in its dtype, as its rows [first_row, first_row + n)."""
+        dtype, shape = self._layout[name]
+        data = np.ascontiguousarray(rows, dtype=DTYPES[dtype]).reshape(-1).view(np.uint8)
+        self._file.seek(self._starts[name] + first_row * math.prod(shape[1:]) * DTYPES[dtype].itemsize)
+        self._file.write(data.data)
+        self._num_missing -= data.size
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file as file:
+            if kind is None:
+                assert self._num_missing == 0, f"{self._num_missing:,} bytes of tensors were not written"
+                file.flush()
+                os.fsync(file.fileno())
+
+
 def write_tensors(
     path: Path, layout: Mapping[str, tuple[Dtype, tuple[int, ...]]], load: Callable[[str], RawTensor]
 ) -> None:
-    """Write a safetensors file whose tensors are asked for one at a time, and wait until it is on the disk.
-
-    Wider dtypes come first, so that every tensor is aligned to its own element, as the format's own writer does.
-    """
-    order = sorted(layout, key=lambda name: (-DTYPES[layout[name][0]].itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that doesn't say it
-    offset = 0
-    for name in order:
-        dtype, shape = layout[name]
-        size = math.prod(shape) * DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)  # together with the mapping, every offset is a multiple of the element size
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
+    """Write a safetensors file whose tensors are asked for one at a time, and wait until it is on the disk."""
+    with TensorWriter(path, layout) as writer:
+        for name in writer.order:
             tensor = load(name)
             assert (tensor.dtype, tensor.shape) == layout[name], f"{name} changed between layout and writing"
-            data = np.ascontiguousarray(tensor.data, dtype=DTYPES[tensor.dtype])
-            file.write(data.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+            writer.write(name, tensor.data)
 
 
 def _from_torch(tensor: Any) -> RawTensor:
