@@ -18,6 +18,7 @@ MAX_SCHEMA_LEVELS = 16  # of subschemas inside each other
 MAX_EXPANDED = 20_000  # subschemas and enum values, every reference written out
 MAX_ALTERNATIVES = 256  # ways through anyOf, oneOf and allOf together
 MAX_PROPERTIES = 400  # of one object: each optional one is a row of the parser's table
+MAX_LENGTH = 2_000  # of a string whose length is bounded: each character is some states of the lexer
 
 _ONE = ("items", "additionalProperties")  # keywords that hold a schema
 _SEVERAL = ("prefixItems", "anyOf", "oneOf", "allOf")  # … a list of them
@@ -89,6 +90,10 @@ class _Checker:
         for keyword in schema:
             if keyword not in _KEYWORDS and keyword not in ANNOTATIONS:
                 raise self._problem(f"{path}.{keyword[:60]}", "is a keyword that this server can't hold the model to")
+        for keyword in ("minLength", "maxLength"):
+            bound = schema.get(keyword, 0)
+            if type(bound) is not int or not 0 <= bound <= MAX_LENGTH:
+                raise self._problem(f"{path}.{keyword}", f"must be a whole number from 0 to {MAX_LENGTH:,}")
         if isinstance(schema.get("properties"), Mapping) and len(schema["properties"]) > MAX_PROPERTIES:
             raise self._problem(f"{path}.properties", f"has more than {MAX_PROPERTIES} properties")
         values = schema.get("enum")

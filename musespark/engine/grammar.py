@@ -43,7 +43,7 @@ class Vocabulary:
             step_lexer_fuel=200_000,
             step_max_items=50_000,
             max_items_in_row=2_000,
-            max_lexer_states=20_000,  # 1 to 2 kB each
+            max_lexer_states=50_000,  # about 1 kB each
             max_grammar_size=200_000,
             verbose_errors=False,
         )
