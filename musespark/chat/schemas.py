@@ -14,7 +14,7 @@ from typing import Any
 from musespark.errors import InvalidSchema
 
 MAX_SCHEMA_BYTES = 65_536
-MAX_SCHEMA_LEVELS = 16  # of subschemas inside each other
+MAX_SCHEMA_LEVELS = 32  # of subschemas inside each other, references followed
 MAX_EXPANDED = 20_000  # subschemas and enum values, every reference written out
 MAX_ALTERNATIVES = 256  # ways through anyOf, oneOf and allOf together
 MAX_PROPERTIES = 400  # of one object: each optional one is a row of the parser's table

@@ -20,17 +20,20 @@ from musespark.errors import InvalidSchema
 
 Allowed = npt.NDArray[np.bool_]
 
+MAX_LEXER_STATES = 50_000  # of one matcher; about 1 kB each
 MAX_MESSAGE = 300  # characters of llguidance's own explanation
 
 
 class Vocabulary:
     """The tokenizer's tokens as llguidance reads them; made once per model, shared by all grammars.
 
-    end_ids: the tokens that end an answer, allowed where the grammar is satisfied. `close` ends the thread in which
-    masks are computed.
+    end_ids: the tokens that end an answer, allowed where the grammar is satisfied. `max_lexer_states` bounds the memory
+    of a matcher. `close` ends the thread in which masks are computed.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_ids: Iterable[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, end_ids: Iterable[int], *, max_lexer_states: int = MAX_LEXER_STATES
+    ) -> None:
         ends = sorted(end_ids)
         table = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(_TokenTable(tokenizer, ends[0])), n_vocab=tokenizer.vocab_size, eos_token=ends
@@ -43,7 +46,7 @@ class Vocabulary:
             step_lexer_fuel=200_000,
             step_max_items=50_000,
             max_items_in_row=2_000,
-            max_lexer_states=50_000,  # about 1 kB each
+            max_lexer_states=max_lexer_states,
             max_grammar_size=200_000,
             verbose_errors=False,
         )
