@@ -16,6 +16,7 @@ from musespark.model.network.model import MuseSpark
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
+    from musespark.model.checkpoint import Checkpoint
 
 NETWORKS: dict[ModelType, Callable[[ModelConfig], Network]] = {
     "muse_spark": MuseSpark,
@@ -32,17 +33,23 @@ def build_network(config: ModelConfig) -> Network:
 def load_network(folder: Path) -> Network:
     """The network of a checkpoint folder in float32, quantised weights expanded. Raises CheckpointError."""
     from musespark.model.checkpoint import open_checkpoint
-    from musespark.model.tensors import is_transposed
 
     checkpoint = open_checkpoint(folder)
     with torch.device("meta"):
         network = build_network(checkpoint.config)
-    tensors = {}
-    for name in network.state_dict():
-        array = checkpoint.weight(name).float32()
-        tensors[name] = torch.from_numpy((array.swapaxes(1, 2) if is_transposed(name) else array).copy())
+    tensors = {name: read_tensor(checkpoint, name) for name in network.state_dict()}
     network.load_state_dict(tensors, strict=True, assign=True)
     return network.eval()
+
+
+def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """A logical tensor in float32 and in the layout of the network, in memory of its own."""
+    from musespark.model.tensors import is_transposed
+
+    array = checkpoint.weight(name).float32()
+    if is_transposed(name):
+        array = array.swapaxes(1, 2)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 @torch.no_grad()

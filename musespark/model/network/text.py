@@ -202,11 +202,7 @@ class TextModel(nn.Module):
         num_past = 0 if cache is None else cache.num_tokens
         if positions is None:
             positions = torch.arange(num_past, num_past + num_tokens, device=hidden.device)[None]
-        rotary = self.rotary(positions)
-        plans = {
-            kind: self._plan(kind, num_tokens, num_past, positions, segments)
-            for kind in sorted(set(config.layer_types))
-        }
+        rotary, plans = self.prepare(num_tokens, positions, num_past, segments)
         routings = []
         for layer, kind in zip(self.layers, config.layer_types, strict=True):
             hidden, routing = layer(hidden, rotary, plans[kind], cache)
@@ -215,6 +211,14 @@ class TextModel(nn.Module):
         if cache is not None:
             cache.num_tokens += num_tokens
         return self.norm(hidden), routings
+
+    def prepare(
+        self, num_tokens: int, positions: Tensor, num_past: int = 0, segments: Tensor | None = None
+    ) -> tuple[Rotary, dict[LayerType, list[Block]]]:
+        """What layers take beside the stream: rotary, and for each kind of layer its plan. See `forward`."""
+        kinds = sorted(set(self.config.layer_types))
+        plans = {kind: self._plan(kind, num_tokens, num_past, positions, segments) for kind in kinds}
+        return self.rotary(positions), plans
 
     def _plan(
         self, kind: LayerType, num_tokens: int, num_past: int, positions: Tensor, segments: Tensor | None
