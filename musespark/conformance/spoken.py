@@ -31,10 +31,10 @@ class Spoken:
 
 
 def all_spoken() -> tuple[Spoken, ...]:
-    from musespark.conformance.spoken_llama4 import LLAMA4
-    from musespark.conformance.spoken_muse import MUSE
+    from musespark.conformance import muse_answers, muse_prompts
+    from musespark.conformance.llama4_spoken import LLAMA4
 
-    return (*MUSE, *LLAMA4)
+    return (*muse_prompts.PROMPTS, *muse_answers.ANSWERS, *LLAMA4)
 
 
 def user(*content: Any) -> dict[str, Any]:

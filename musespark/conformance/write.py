@@ -30,6 +30,7 @@ from musespark.conformance.suite import (
 from musespark.errors import DataError
 from musespark.model.checkpoint import save_checkpoint
 from musespark.model.config import ModelConfig
+from musespark.model.manifest import MANIFEST as SHA256SUMS
 
 FAMILIES: tuple[Family, ...] = ("muse_spark", "muse_glimmer", "llama4")
 MAX_SEED = 2**32
@@ -108,6 +109,7 @@ def _write_checkpoint(folder: Path, recipe: Recipe, config: ModelConfig, weights
     save_checkpoint(
         path, config, weights, files={"tokenizer.json": folder / f"tokenizers/{recipe.family}/tokenizer.json"}
     )
+    (path / SHA256SUMS).unlink()  # the suite's manifest has the sums of all files
     if recipe.as_published:
         data = json.loads((path / "config.json").read_text(encoding="utf-8"))
         data["text_config"] |= recipe.as_published

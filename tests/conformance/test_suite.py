@@ -34,7 +34,7 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_a_suite_is_small_and_holds_nothing_but_json_and_safetensors(suite: Suite) -> None:
     files = [path for path in suite.folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 20e6
-    assert {path.suffix for path in files if path.name != "SHA256SUMS"} == {".json", ".safetensors"}
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
     assert {path.relative_to(suite.folder).as_posix() for path in files} == {*suite.manifest["files"], "manifest.json"}
 
 

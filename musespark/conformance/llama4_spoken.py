@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from musespark.conformance.spoken import (
+    CLOCK,
     TOOLS,
+    WEATHER,
     Spoken,
     assistant,
     call,
@@ -87,6 +90,21 @@ _PROMPTS = (
 )
 
 
+def _tools_prompt() -> Spoken:
+    """The words that introduce tools are ours; the objects and their places are the template's."""
+    schemas = "\n".join(json.dumps(tool) for tool in (WEATHER, CLOCK))
+    block = (
+        "You have functions for this conversation. "
+        "To call one, or several, answer with nothing but one JSON object each:\n"
+        '{"name": the name of the function, "parameters": an object with the value of each argument}\n'
+        f"Write values out; there are no variables. These are the functions:\n{schemas}\n\nBe brief."
+    )
+    spelled = f"⟨begin_of_text⟩{_turn('system', block)}{_turn('user', 'Hi')}{_ASK}"
+    given = conversation({"role": "system", "content": "Be brief."}, user("Hi"), **TOOLS)
+    guards = ["leaves tools out of the system message"]
+    return Spoken("llama4.render.tools", "llama4", "two tools", guards, spelled, given, basis="musespark")
+
+
 def _answer(name: str, about: str, guards: list[str], spelled: str, says: Answer) -> Spoken:
     return Spoken(f"llama4.parse.{name}", "llama4", about, guards, spelled, dict(TOOLS), says)
 
@@ -147,4 +165,4 @@ _ANSWERS = (
     ),
 )
 
-LLAMA4 = (*_PROMPTS, *_ANSWERS)
+LLAMA4 = (*_PROMPTS, _tools_prompt(), *_ANSWERS)
