@@ -6,7 +6,7 @@ ARGS ?=
 
 NATIVE := CMakeLists.txt $(wildcard musespark/engine/csrc/*)
 
-.PHONY: serve test clean
+.PHONY: serve test peers clean
 
 serve: .venv/.ready  ## install if needed, then serve the model in the box (or CHECKPOINT=folder) on 127.0.0.1:$(PORT)
 	@exec .venv/bin/musespark serve $(if $(CHECKPOINT),"$(CHECKPOINT)") --port $(PORT)
@@ -19,6 +19,11 @@ test: .venv-dev/.ready  ## install if needed, then run the whole suite (ARGS="te
 
 .venv-dev/.ready: setup.sh pyproject.toml $(NATIVE)
 	@PYTHON="$(PYTHON)" ./setup.sh .venv-dev "[dev]"
+
+peers: .venv-peers/.ready  ## the engines that benchmarks and some tests compare with (compiles llama.cpp: 10 to 30 minutes)
+
+.venv-peers/.ready: benchmarks/peers.sh
+	@PYTHON="$(PYTHON)" ./benchmarks/peers.sh .venv-peers
 
 clean:  ## remove both environments and the build folder
 	rm -rf .venv .venv-dev build

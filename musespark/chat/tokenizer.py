@@ -113,6 +113,11 @@ class Tokenizer:
         """Write the `tokenizer.json` this was made from."""
         path.write_text(json.dumps(self._description, ensure_ascii=False), encoding="utf-8")
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """The parsed `tokenizer.json` this was made from; not to be changed."""
+        return self._description
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, none of them a control token. Raises InvalidRequest for text that is not valid Unicode."""
         try:

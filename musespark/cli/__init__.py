@@ -171,6 +171,31 @@ def quantize(
         )
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Checkpoint folder.")],
+    target: Annotated[Path, typer.Argument(help="Folder or .gguf file to write; it appears whole or not at all.")],
+    to: Annotated[Literal["hf", "gguf"], typer.Option(help="Hugging Face layout, or one file for llama.cpp.")],
+    dtype: Annotated[
+        Literal["bf16", "f32"] | None, typer.Option(help="hf: type of all weights, quantised ones are expanded.")
+    ] = None,
+    experts: Annotated[
+        Literal["fused", "unfused"] | None, typer.Option(help="hf: experts in one tensor, or one by one.")
+    ] = None,
+    shard_size: Annotated[
+        str | None, typer.Option(help="hf: most of one file, such as 5GB; one file if left out.", show_default=False)
+    ] = None,
+    type: Annotated[
+        Literal["f32", "bf16", "q8_0", "q4_0"] | None,
+        typer.Option(help="gguf: type of the matrices; bf16 if left out."),
+    ] = None,
+) -> None:
+    """Write a checkpoint in another layout, or for llama.cpp."""
+    from musespark.cli.convert import run_convert
+
+    run_convert(source, target, to, dtype=dtype, experts=experts, shard_size=shard_size, type=type)
+
+
 @keys_app.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="What the key is for.")],

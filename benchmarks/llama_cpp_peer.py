@@ -1,0 +1,124 @@
+"""llama.cpp in a process of its own: run with `.venv-peers/bin/python`, one JSON object in, one JSON object out.
+
+    {"do": "tokenize", "model": PATH, "texts": [...]}                     -> {"tokens": [[...], ...]}
+    {"do": "logits", "model": PATH, "tokens": [...], "out": PATH.npy}     -> writes float32 (tokens, vocabulary)
+    {"do": "speed", "model": PATH, "prompt": 512, "decode": 32, "threads": 2, "repeats": 3, "exact": false}
+                                                                          -> seconds and peak memory
+
+"exact" keeps keys and values in float32 and leaves flash attention off. Messages of llama.cpp go to standard error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import llama_cpp as api
+import numpy as np
+
+F32 = 0  # ggml's number of the type
+
+
+class Model:
+    """A model and one context of `num_tokens` places; `start_s` is what both took to open."""
+
+    def __init__(self, path: str, num_tokens: int, threads: int, *, exact: bool, batch: int = 512) -> None:
+        begun = time.perf_counter()
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+        if not self.model:
+            raise SystemExit(f"llama.cpp can't load {path}")
+        params = api.llama_context_default_params()
+        params.n_ctx = num_tokens
+        params.n_batch = params.n_ubatch = batch
+        params.n_threads = params.n_threads_batch = threads
+        if exact:
+            params.type_k = params.type_v = F32
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.batch = batch
+        self.context = api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise SystemExit(f"llama.cpp can't make a context of {num_tokens:,} tokens")
+        self.vocab = api.llama_model_get_vocab(self.model)
+        self.vocab_size = api.llama_vocab_n_tokens(self.vocab)
+        self.start_s = time.perf_counter() - begun
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        room = len(data) + 8
+        tokens = (api.llama_token * room)()
+        # Neither the beginning token, nor control tokens out of a text.
+        count = api.llama_tokenize(self.vocab, data, len(data), tokens, room, False, False)
+        return list(tokens[:count])
+
+    def forward(self, tokens: list[int], first: int, *, all_logits: bool) -> np.ndarray | None:
+        """Tokens at positions from `first`, at most a batch of them. Logits (tokens, V), or (1, V) of the last."""
+        batch = api.llama_batch_init(len(tokens), 0, 1)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, first + i, 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = all_logits or i == len(tokens) - 1
+        status = api.llama_decode(self.context, batch)
+        api.llama_batch_free(batch)
+        if status:
+            raise SystemExit(f"llama_decode gave {status} at position {first:,}")
+        rows = len(tokens) if all_logits else 1
+        pointer = api.llama_get_logits(self.context)
+        return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, self.vocab_size))
+
+    def prefill(self, tokens: list[int], *, all_logits: bool = False) -> list[np.ndarray]:
+        parts = range(0, len(tokens), self.batch)
+        return [self.forward(tokens[i : i + self.batch], i, all_logits=all_logits).copy() for i in parts]
+
+    def clear(self) -> None:
+        api.llama_memory_clear(api.llama_get_memory(self.context), True)
+
+
+def tokenize(request: dict[str, Any]) -> dict[str, Any]:
+    model = Model(request["model"], 64, 1, exact=False)
+    return {"tokens": [model.tokenize(text) for text in request["texts"]]}
+
+
+def logits(request: dict[str, Any]) -> dict[str, Any]:
+    tokens = request["tokens"]
+    model = Model(request["model"], len(tokens) + 64, request.get("threads", 1), exact=True)
+    np.save(request["out"], np.concatenate(model.prefill(tokens, all_logits=True)))
+    return {"rows": len(tokens)}
+
+
+def speed(request: dict[str, Any]) -> dict[str, Any]:
+    prompt, decode = request["prompt"], request["decode"]
+    model = Model(request["model"], prompt + decode + 64, request["threads"], exact=request.get("exact", False))
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, prompt).tolist()
+    model.forward(tokens[:1], 0, all_logits=False)  # the first token also brings the weights into memory
+    first_token_s = model.start_s + _timed(lambda: model.forward(tokens[:1], 1, all_logits=False))
+    prefills, decodes = [], []
+    for _ in range(request["repeats"]):
+        model.clear()
+        prefills.append(_timed(lambda: model.prefill(tokens)))
+        decodes.append(_timed(lambda: [model.forward([i], prompt + i, all_logits=False) for i in range(decode)]))
+    return {
+        "version": api.__version__,
+        "system": api.llama_print_system_info().decode(),
+        "start_s": model.start_s,
+        "first_token_s": first_token_s,
+        "prefill_s": prefills,
+        "decode_s": decodes,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _timed(call: Any) -> float:
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    request = json.load(sys.stdin)
+    print(json.dumps({"tokenize": tokenize, "logits": logits, "speed": speed}[request["do"]](request)))

@@ -1,0 +1,186 @@
+"""Write a checkpoint as one GGUF file for llama.cpp: text weights, tokenizer and metadata.
+
+The header is written by the `gguf` package, and so is the rounding to q8_0 and q4_0; the weights go through piece by
+piece, so that memory stays small however large a tensor is. Integers of the same width are taken over as they are where
+both formats hold them exactly, without rounding again. Which tensors there are is in `gguf_families.py`, the tokenizer
+in `gguf_vocab.py`. Not resumable: a file that was cut off is begun again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from musespark.chat.formats import open_tokenizer
+from musespark.errors import CheckpointError, SetupError
+from musespark.model.checkpoint import open_checkpoint
+from musespark.model.checkpoint_folder import need_space, wait_until_on_disk
+from musespark.model.gguf_families import ARCHITECTURES, Target, refuse_unknown, targets, write_metadata
+from musespark.model.gguf_vocab import write_vocabulary
+from musespark.model.weights import Quantized, Weight
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+GgufType = Literal["f32", "bf16", "q8_0", "q4_0"]
+ALIGNMENT = 32  # of every tensor, the format's default
+BLOCK = 32  # values that share a scale in q8_0 and q4_0
+HEADER_SPACE = 64 << 20  # more than any vocabulary takes
+MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """One tensor as it will be stored."""
+
+    target: Target
+    type: GGMLQuantizationType
+    size_bytes: int
+
+
+def convert_to_gguf(
+    source: Path | str,
+    target: Path | str,
+    *,
+    type: GgufType = "bf16",
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the checkpoint folder `source` into the file `target`, which appears whole or not at all.
+
+    type: of the matrices; norms and routers are float32 in all, and beside q4_0 the embedding is q8_0. Quantised
+    checkpoints are expanded first, but for integers that both formats hold. progress(done, all) counts bytes. Raises
+    ConfigError for what llama.cpp can't run, CheckpointError for files, SetupError without the `gguf` package.
+    """
+    assert type in get_args(GgufType)
+    gguf = _package()
+    source, target = Path(source), Path(target)
+    checkpoint = open_checkpoint(source)
+    refuse_unknown(checkpoint.config)
+    tokenizer = open_tokenizer(source)
+    stored = [_plan(gguf, tensor, type) for tensor in targets(checkpoint)]
+    total = sum(_padded(tensor.size_bytes) for tensor in stored)
+    with replacing_file(target) as new:
+        need_space(target, total + HEADER_SPACE)
+        writer = gguf.GGUFWriter(new, ARCHITECTURES[checkpoint.config.model_type])
+        writer.add_name(source.resolve().name)
+        writer.add_file_type(gguf.LlamaFileType[("ALL_" if type == "f32" else "MOSTLY_") + type.upper()])
+        if type in ("q8_0", "q4_0"):
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        write_metadata(writer, checkpoint.config)
+        write_vocabulary(writer, source, tokenizer, checkpoint.config)
+        for tensor in stored:
+            shape = tensor.target.shape
+            writer.add_tensor_info(tensor.target.name, shape, np.dtype(np.float32), tensor.size_bytes, tensor.type)
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        finally:
+            writer.close()
+        with new.open("ab") as file:
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            done = 0
+            for tensor in stored:
+                for data in _encoded(gguf, tensor):
+                    file.write(data.data)
+                    done += data.nbytes
+                    if progress is not None:
+                        progress(done, total)
+                done += file.write(bytes(-tensor.size_bytes % ALIGNMENT))
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the place of `path` when the block ends without an error.
+
+    Raises CheckpointError if `path` exists and is not a GGUF file, and for what goes wrong with the disk.
+    """
+    new = path.with_name(f".{path.name}.writing")
+    try:
+        if path.exists() and not _is_gguf(path):
+            raise CheckpointError(f"{path} exists and is not a GGUF file; it is not overwritten")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        yield new
+        wait_until_on_disk(new)
+        new.replace(path)
+        wait_until_on_disk(path.parent)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from None
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise SetupError(
+            "GGUF files are written with the gguf package, which serving does not install: pip install -e '.[gguf]'"
+        ) from None
+    return gguf
+
+
+def _plan(gguf: Any, target: Target, type: GgufType) -> _Stored:
+    name = {"small": "f32", "embedding": "q8_0" if type == "q4_0" else type}.get(target.kind, type)
+    chosen = gguf.GGMLQuantizationType[name.upper()]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[chosen]
+    if target.shape[-1] % block:
+        raise CheckpointError(
+            f"{target.name} has {target.shape[-1]:,} inputs; {name} needs a multiple of {block}, take f32 or bf16"
+        )
+    return _Stored(target, chosen, math.prod(target.shape) // block * block_bytes)
+
+
+def _padded(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def _encoded(gguf: Any, tensor: _Stored) -> Iterator[np.ndarray]:
+    """The bytes of a tensor, piece by piece; together they must be as many as planned."""
+    size = 0
+    is_rounded = tensor.type in (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_0)
+    for weight in tensor.target.pieces():
+        data = _same_integers(weight, tensor.type.name) if is_rounded else None
+        if data is None:
+            values = weight.float32()
+            if is_rounded and not np.isfinite(values).all():
+                raise CheckpointError(f"{tensor.target.name} holds NaN or infinity; it can't be quantised")
+            data = gguf.quants.quantize(np.ascontiguousarray(values), tensor.type)
+        data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        size += data.nbytes
+        yield data
+    assert size == tensor.size_bytes, f"{tensor.target.name} has {size:,} bytes instead of {tensor.size_bytes:,}"
+
+
+def _same_integers(weight: Weight, type: str) -> np.ndarray | None:
+    """Our integers in llama.cpp's blocks, uint8 (rows, bytes); None where the blocks can't hold them exactly.
+
+    A block is a float16 scale and 32 integers: int8, or for q4_0 two a byte, the first 16 in the lower halves.
+    """
+    if not isinstance(weight, Quantized) or weight.bits != {"Q8_0": 8, "Q4_0": 4}[type] or weight.group_size % BLOCK:
+        return None
+    with np.errstate(over="ignore"):
+        scales = weight.scales.astype(np.float16)
+    if not np.array_equal(scales.astype(np.float32), weight.scales):
+        return None
+    rows = len(weight.packed)
+    blocks = weight.packed.reshape(rows, -1, BLOCK)
+    if type == "Q4_0":
+        stored = (blocks + 8).view(np.uint8)
+        blocks = stored[..., : BLOCK // 2] | (stored[..., BLOCK // 2 :] << 4)
+    scales = np.repeat(scales, weight.group_size // BLOCK, axis=1)[..., None]  # (rows, width / 32, 1)
+    return np.concatenate([scales.view(np.uint8), blocks.view(np.uint8)], axis=-1).reshape(rows, -1)
