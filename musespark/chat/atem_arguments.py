@@ -98,6 +98,9 @@ class Arguments:
                 raise self._problem(f"{place}.{keyword}", "can't be held to for a string in this model's calls")
         if "enum" in schema or "const" in schema:
             values = [schema["const"]] if "const" in schema else schema["enum"]
+            values = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
+            if not values:
+                raise self._problem(place, "has no value that is a string")
             if any("</atem:" in value for value in values):
                 raise self._problem(place, "has a value with `</atem:`, which this model's calls can't hold")
             return _text(self._writer, rule, one_of(*map(literal, values)))

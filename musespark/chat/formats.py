@@ -56,7 +56,7 @@ class ChatFormat(Protocol):
         ...
 
     def grammar(self, constraint: Constraint) -> str:
-        """The turns that keep to `constraint`, in llguidance's notation. Raises InvalidSchema."""
+        """The turns that keep to `constraint`, in llguidance's notation. Raises InvalidRequest and InvalidSchema."""
         ...
 
     def count_image_tokens(self, width: int, height: int) -> int:

@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from musespark.chat.constraint import Constraint, GrammarWriter, json_value, literal, one_of
 from musespark.chat.tokenizer import Tokenizer
+from musespark.errors import InvalidRequest
 
 
 def turn_grammar(constraint: Constraint, tokenizer: Tokenizer) -> str:
+    """Raises InvalidRequest for a schema of the answer beside calls: both are JSON, and can't be told apart."""
+    if constraint.calls and constraint.content is not None:
+        raise InvalidRequest(
+            "this model's calls are JSON, and so would be its answer; send tools or response_format, not both",
+            param="response_format",
+        )
     writer = GrammarWriter(tokenizer)
     options = []
     if constraint.calls:

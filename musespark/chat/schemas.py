@@ -90,6 +90,9 @@ class _Checker:
         for keyword in schema:
             if keyword not in _KEYWORDS and keyword not in ANNOTATIONS:
                 raise self._problem(f"{path}.{keyword[:60]}", "is a keyword that this server can't hold the model to")
+        required = schema.get("required", [])
+        if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+            raise self._problem(f"{path}.required", "must be a list of names")
         for keyword in ("minLength", "maxLength"):
             bound = schema.get(keyword, 0)
             if type(bound) is not int or not 0 <= bound <= MAX_LENGTH:

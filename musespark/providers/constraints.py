@@ -6,7 +6,8 @@ answer of a schema, or no second call. Every schema is checked by itself first, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from musespark.chat.constraint import MAX_CALLS, CallRule, Constraint, json_grammar
 from musespark.chat.formats import ChatFormat
@@ -66,12 +67,21 @@ def constraint_of(request: ChatRequest) -> Constraint | None:
     return Constraint(
         content=None if answer is None else answer.schema,
         calls=tuple(
-            CallRule(tool.tool.name, {"type": "object", **tool.tool.parameters} if tool in strict else None, tool.field)
+            CallRule(tool.tool.name, _closed(tool.tool.parameters) if tool in strict else None, tool.field)
             for tool in callable_tools
         ),
         must_call=must_call,
         max_calls=1 if one_call else MAX_CALLS,
     )
+
+
+def _closed(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call has no arguments beside those of its schema, unless that speaks of others."""
+    properties = parameters.get("properties")
+    others = set(parameters) & {"additionalProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"}
+    if not isinstance(properties, Mapping) or others or not set(parameters.get("required") or ()) <= set(properties):
+        return {"type": "object", **parameters}
+    return {"type": "object", **parameters, "additionalProperties": False}
 
 
 def compile_grammar(
