@@ -1,15 +1,16 @@
 """Runners without a model, for tests of everything above them. They keep `musespark.engine.runner.Runner`'s promises.
 
-`HashRunner` is a two-layer network in miniature: layer 0 sees a sliding window of tokens, layer 1 sees everything,
-and logits are a hash of all that. A wrong page, a missing page or a page of somebody else changes the output, and
-`hash_continuation` computes the right output from the tokens alone, without pages. `ScriptedRunner` says what it is
-told.
+`HashRunner` is a two-layer network in miniature: layer 0 sees a sliding window of tokens, or their own chunk, layer 1
+sees everything, and logits are a hash of all that. A wrong page, a missing page or a page of somebody else changes
+the output, and `hash_continuation` computes the right output from the tokens alone, without pages. `ScriptedRunner`
+says what it is told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +26,23 @@ UInt64 = npt.NDArray[np.uint64]
 NOT_WRITTEN = 0  # no hash used here is 0 in practice: 2^-64 each
 
 
-def toy_config(**text: int) -> ModelConfig:
+def toy_config(**text: Any) -> ModelConfig:
     """The preset `toy`: 320 tokens, a window of 128, 1,024 positions, one sliding and one full layer."""
     config = preset("toy")
     return replace(config, text=replace(config.text, **text))
+
+
+def chunked_config(chunk: int) -> ModelConfig:
+    """The same, but the first layer sees its own chunk."""
+    kinds = ("chunked_attention", "full_attention")
+    return toy_config(layer_types=kinds, sliding_window=0, attention_chunk_size=chunk)
+
+
+def local_keys(config: ModelConfig, position: int) -> npt.NDArray[np.int64]:
+    """The keys that a query of the first layer sees."""
+    if config.text.layer_types[0] == "chunked_attention":
+        return np.arange(position // config.text.attention_chunk_size * config.text.attention_chunk_size, position + 1)
+    return np.arange(max(0, position - config.text.sliding_window + 1), position + 1)
 
 
 def mix(values: npt.ArrayLike) -> UInt64:
@@ -84,8 +98,7 @@ class HashRunner:
                 self._sliding[sliding[position // PAGE_SIZE], position % PAGE_SIZE] = values[row]
             for row in rows:
                 position = batch.positions[row]
-                first = max(0, position - self.config.text.sliding_window + 1)
-                seen = self._read(self._sliding, sliding, np.arange(first, position + 1))
+                seen = self._read(self._sliding, sliding, local_keys(self.config, position))
                 self._full[full[position // PAGE_SIZE], position % PAGE_SIZE] = seen
             for row in rows:
                 if row in batch.logit_rows:
@@ -134,8 +147,8 @@ def hash_continuation(
     tokens: list[int] = []
     while True:
         for position in range(len(seen), len(values)):
-            window = np.arange(max(0, position - config.text.sliding_window + 1), position + 1)
-            seen.append(digest(np.array(values)[window], window))
+            keys = local_keys(config, position)
+            seen.append(digest(np.array(values)[keys], keys))
         if len(tokens) == num_tokens:
             return tokens
         logits = logits_of(digest(np.array(seen), np.arange(len(seen))), config.text.vocab_size)

@@ -117,7 +117,7 @@ def plan_pages(
     of `MAX_BATCH_TOKENS` tokens fits.
     """
     text = config.text
-    window_pages = math.ceil(text.sliding_window / PAGE_SIZE) + 1
+    window_pages = math.ceil(min(text.local_span, text.max_position_embeddings) / PAGE_SIZE) + 1
     chunk_pages = math.ceil(MAX_BATCH_TOKENS / PAGE_SIZE) + 1
     context_pages = math.ceil(text.max_position_embeddings / PAGE_SIZE)
     least_sliding, least_full = window_pages + chunk_pages, min(chunk_pages, context_pages)

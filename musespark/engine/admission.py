@@ -28,7 +28,7 @@ def check_request(request: Request, config: ModelConfig) -> None:
     if biased >= vocab_size:
         message = f"logit_bias names the token {biased:,}; this model's ids end at {vocab_size - 1:,}"
         raise InvalidRequest(message, param="logit_bias")
-    if config.vision is None:
+    if config.image_tower is None:
         if request.images:
             raise InvalidRequest("this model has no vision tower and can't read images", param="messages")
         return

@@ -68,7 +68,7 @@ class Engine:
         self._features = ImageFeatures(runner, image_cache_bytes)
         suppressed = set(suppressed_token_ids)
         image_token_id = runner.config.image_token_id
-        if runner.config.vision is not None and image_token_id < runner.config.text.vocab_size:
+        if runner.config.image_tower is not None and image_token_id < runner.config.text.vocab_size:
             suppressed.add(image_token_id)
         self._sampler = Sampler(suppressed)
         self._max_running = max_running

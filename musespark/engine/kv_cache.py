@@ -5,8 +5,8 @@ but it holds a known prefix; the least recently used goes first when a page is n
 shared, and a sequence writes only behind them, so sharing needs no copy. `check_integrity` proves the books at any
 time between steps.
 
-The full group keeps every page of a sequence. The sliding group keeps those that the window of the next token can
-see; a cached prefix is usable if all its full pages and the sliding pages of that window are still there.
+The full group keeps every page of a sequence. The sliding group keeps those that the next token can see, of its window
+or its chunk (`view.py`); a cached prefix is usable if all its full pages and those sliding pages are still there.
 """
 
 from __future__ import annotations
@@ -17,14 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from musespark.engine.prefix import Prefix, PrefixTree
-from musespark.engine.request import LARGEST_INT
 from musespark.engine.runner import NO_PAGE, PAGE_SIZE
+from musespark.engine.view import Nothing, View, pages_for, view_of_full_layers, view_of_local_layers
 from musespark.errors import EngineFailed
 from musespark.model.config import TextConfig
-
-
-def pages_for(num_tokens: int) -> int:
-    return -(-num_tokens // PAGE_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +35,13 @@ class PageCounts:
 
 
 class PageGroup:
-    """The pages of one group. `window` None: a query sees everything before it; 0: the model has no such layers."""
+    """The pages of one group of layers, which see keys by `view`."""
 
-    def __init__(self, name: str, num_pages: int, window: int | None) -> None:
+    def __init__(self, name: str, num_pages: int, view: View) -> None:
         self.name = name
         self.num_pages = num_pages
-        self.window = window
+        self.view = view
+        self.is_used = not isinstance(view, Nothing)
         self._references = array("i", bytes(4 * num_pages))
         self._free = list(range(num_pages - 1, -1, -1))
         self._prefix_of: dict[int, Prefix] = {}
@@ -63,19 +60,7 @@ class PageGroup:
 
     def first_visible(self, position: int) -> int:
         """The first page that a query at `position` or later can see."""
-        if self.window is None:
-            return 0
-        if self.window == 0:
-            return pages_for(position)
-        return max(0, position - self.window + 1) // PAGE_SIZE
-
-    def pages_at_once(self, num_tokens: int) -> int:
-        """The most pages that a sequence of `num_tokens` must hold at any one time, computed token by token."""
-        if self.window is None:
-            return pages_for(num_tokens)
-        if self.window == 0:
-            return 0
-        return min(pages_for(num_tokens), (self.window + PAGE_SIZE - 2) // PAGE_SIZE + 1)
+        return self.view.first_key(position) // PAGE_SIZE
 
     def allocate(self) -> int:
         """A page with one reference. The caller checked `available`."""
@@ -157,10 +142,8 @@ class KVCache:
     """Both groups and the prefixes they hold."""
 
     def __init__(self, config: TextConfig, num_full_pages: int, num_sliding_pages: int) -> None:
-        kinds = set(config.layer_types)
-        self.full = PageGroup("full", num_full_pages, None if "full_attention" in kinds else 0)
-        window = config.sliding_window if "sliding_attention" in kinds else 0
-        self.sliding = PageGroup("sliding", num_sliding_pages, window)
+        self.full = PageGroup("full", num_full_pages, view_of_full_layers(config))
+        self.sliding = PageGroup("sliding", num_sliding_pages, view_of_local_layers(config))
         self._tree = PrefixTree()
 
     def new_table(self, salt: bytes, content: Callable[[int], bytes]) -> BlockTable:
@@ -178,7 +161,7 @@ class KVCache:
             end = page + 1
             if all(run >= end - group.first_visible(end * PAGE_SIZE) for group, run in runs.items()):
                 num_hit = end
-            elif self.full.window is None and runs[self.full] < end:
+            elif self.full.is_used and runs[self.full] < end:
                 break  # a full page is missing: nothing longer can be complete
         self._share(table, num_hit)
         return num_hit
@@ -188,25 +171,25 @@ class KVCache:
         return min(
             (len(pages) + group.available) * PAGE_SIZE - num_tokens
             for group, pages in self._groups(table)
-            if group.window != 0
+            if group.is_used
         )
 
     def can_start(self, table: BlockTable, num_tokens: int, spare: int) -> bool:
         """Whether all `num_tokens` of a sequence that holds `table` fit now, leaving `spare` pages in each group."""
         return all(
-            group.pages_at_once(num_tokens) - (len(pages) - pages.count(NO_PAGE)) + spare <= group.available
+            group.view.pages_at_once(num_tokens) - (len(pages) - pages.count(NO_PAGE)) + spare <= group.available
             for group, pages in self._groups(table)
-            if group.window != 0
+            if group.is_used
         )
 
     def extend(self, table: BlockTable, num_tokens: int) -> None:
         """Add pages until `num_tokens` fit; the caller asked `room`."""
         for group, pages in self._groups(table):
             while len(pages) < pages_for(num_tokens):
-                pages.append(NO_PAGE if group.window == 0 else group.allocate())
+                pages.append(group.allocate() if group.is_used else NO_PAGE)
 
     def commit(self, table: BlockTable, num_tokens: int) -> None:
-        """K and V of the first `num_tokens` are written: publish complete pages, drop those out of the window."""
+        """K and V of the first `num_tokens` are written: publish complete pages, drop those out of view."""
         for page in range(table.num_published, num_tokens // PAGE_SIZE):
             prefix = self._prefix(table, page)
             for group, pages in self._groups(table):
@@ -236,12 +219,7 @@ class KVCache:
     @property
     def context_length(self) -> int:
         """The longest sequence that fits when it is alone."""
-        limits = [
-            group.num_pages * PAGE_SIZE
-            for group in (self.full, self.sliding)
-            if group.pages_at_once((group.num_pages + 1) * PAGE_SIZE) > group.num_pages
-        ]
-        return min(limits, default=LARGEST_INT)
+        return min(group.view.longest(group.num_pages) for group in (self.full, self.sliding))
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Raise EngineFailed if the books don't balance; `tables` are those of all sequences."""

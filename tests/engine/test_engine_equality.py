@@ -6,7 +6,7 @@ import pytest
 
 from musespark.engine.engine import Engine
 from tests.engine.driver import Driver, no_pages_in_use, prompt_of, request, run_alone
-from tests.fakes import HashRunner, hash_continuation, toy_config
+from tests.fakes import HashRunner, chunked_config, hash_continuation, toy_config
 
 LENGTHS = [1, 2, 63, 64, 65, 127, 128, 129, 130, 191, 192, 193, 256, 300, 5, 77]
 
@@ -46,6 +46,42 @@ def test_any_window_equals_the_naive_loop_cold_and_cached(window: int) -> None:
         assert seen.ids() == hash_continuation(prompt_of(200), 70, config=config)
         assert seen.usage is not None
         assert seen.usage.cached_tokens == cached
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 63, 64, 65, 66, 100, 128, 199, 200, 201, 1000])
+def test_any_chunk_equals_the_naive_loop_cold_and_cached(chunk: int) -> None:
+    config = chunked_config(chunk)
+    engine = Engine(HashRunner(config=config), max_batch_tokens=50)
+    for cached in (0, 192):
+        seen = run_alone(engine, request(prompt_of(200), 70))
+        assert seen.ids() == hash_continuation(prompt_of(200), 70, config=config)
+        assert seen.usage is not None
+        assert seen.usage.cached_tokens == cached
+    assert no_pages_in_use(engine)
+
+
+@pytest.mark.parametrize("chunk", [64, 100, 128])
+def test_chunked_preempted_in_a_batch_equals_the_naive_loop(chunk: int) -> None:
+    config = chunked_config(chunk)
+    engine = Engine(HashRunner(num_full_pages=9, num_sliding_pages=6, config=config), max_batch_tokens=64)
+    driver = Driver(engine)
+    seen = [driver.submit(request(prompt_of(60 + seed, seed), 200)) for seed in range(6)]
+    driver.run()
+    for seed, one in enumerate(seen):
+        assert one.ids() == hash_continuation(prompt_of(60 + seed, seed), 200, config=config)
+    assert engine.stats().num_preemptions_total > 0
+    assert no_pages_in_use(engine)
+
+
+def test_a_sequence_of_many_chunks_needs_the_pages_of_one() -> None:
+    """Chunks of 100 take 3 pages where they begin late in one: as many are there, and a prompt goes through them."""
+    config = chunked_config(100)
+    engine = Engine(HashRunner(num_sliding_pages=3, config=config))
+    assert engine.context_length == 1024
+    assert run_alone(engine, request(prompt_of(900), 20)).ids() == hash_continuation(prompt_of(900), 20, config=config)
+    two = Engine(HashRunner(num_sliding_pages=2, config=config))
+    assert two.context_length == 192  # the chunk from 100 to 199 goes on into page 3 there, its third
+    assert run_alone(two, request(prompt_of(180), 12)).ids() == hash_continuation(prompt_of(180), 12, config=config)
 
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:

@@ -11,18 +11,17 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from musespark.engine.engine import Engine
 from musespark.errors import ContextTooLong, Overloaded
 from tests.engine.driver import Driver, Seen, no_pages_in_use, picture, prompt_of, request
-from tests.fakes import HashRunner, hash_continuation, toy_config
+from tests.fakes import HashRunner, chunked_config, hash_continuation, toy_config
 
 IMAGE = 10
-WINDOW = 70
-CONFIG = toy_config(sliding_window=WINDOW)
+CONFIGS = {"window": toy_config(sliding_window=70), "chunk": chunked_config(70)}
 MOST_TOKENS = 80
 
 
 @cache
-def expected(head: int, length: int, image: str) -> list[int]:
+def expected(local: str, head: int, length: int, image: str) -> list[int]:
     tokens, images, spans = prompt_for(head, length, image)
-    return hash_continuation(tokens, MOST_TOKENS, config=CONFIG, images=images, image_spans=spans)
+    return hash_continuation(tokens, MOST_TOKENS, config=CONFIGS[local], images=images, image_spans=spans)
 
 
 def prompt_for(head: int, length: int, image: str):
@@ -38,6 +37,7 @@ class EngineMachine(RuleBasedStateMachine):
     live: Bundle[tuple[str, Seen]] = Bundle("live")
 
     @initialize(
+        local=st.sampled_from(sorted(CONFIGS)),
         num_full_pages=st.integers(3, 12),
         num_sliding_pages=st.integers(3, 12),
         max_batch_tokens=st.sampled_from([4, 30, 64, 200]),
@@ -45,8 +45,13 @@ class EngineMachine(RuleBasedStateMachine):
         max_waiting=st.integers(1, 6),
         image_cache_bytes=st.sampled_from([0, 10_000, 1_000_000]),
     )
-    def start(self, num_full_pages: int, num_sliding_pages: int, image_cache_bytes: int, **options: int) -> None:
-        self.runner = HashRunner(num_full_pages=num_full_pages, num_sliding_pages=num_sliding_pages, config=CONFIG)
+    def start(
+        self, local: str, num_full_pages: int, num_sliding_pages: int, image_cache_bytes: int, **options: int
+    ) -> None:
+        self.local = local
+        self.runner = HashRunner(
+            num_full_pages=num_full_pages, num_sliding_pages=num_sliding_pages, config=CONFIGS[local]
+        )
         self.driver = Driver(Engine(self.runner, image_cache_bytes=image_cache_bytes, **options))
         self.wanted: dict[str, tuple[Seen, list[int], int, int]] = {}
 
@@ -73,7 +78,7 @@ class EngineMachine(RuleBasedStateMachine):
             assert not fits
             return new.id, Seen()
         assert fits
-        self.wanted[new.id] = (seen, expected(head, length, image), max_tokens, n)
+        self.wanted[new.id] = (seen, expected(self.local, head, length, image), max_tokens, n)
         return new.id, seen
 
     @rule(steps=st.integers(1, 30))

@@ -11,7 +11,7 @@ from musespark.engine.engine import Engine
 from musespark.engine.prefix import PrefixTree
 from musespark.errors import EngineFailed
 from tests.engine.driver import Driver, picture, prompt_of, request, run_alone
-from tests.fakes import HashRunner, hash_continuation
+from tests.fakes import HashRunner, chunked_config, hash_continuation
 
 IMAGE = 10
 
@@ -106,6 +106,31 @@ def test_hit_needs_the_sliding_pages_of_the_window() -> None:
     cached(engine, prompt_of(510, 2))
     assert cached(engine, first) == 0
     assert run_alone(engine, request(first, 9)).ids() == hash_continuation(first, 9)
+
+
+def test_hit_at_the_border_of_a_chunk_needs_no_sliding_pages() -> None:
+    # As above, but of `first` the full pages are worth something: nothing before position 384 is seen from there.
+    engine = Engine(HashRunner(num_full_pages=64, num_sliding_pages=8, config=chunked_config(128)))
+    first = prompt_of(500, 1)
+    cached(engine, first)
+    assert cached(engine, first) == 448
+    cached(engine, prompt_of(510, 2))
+    assert cached(engine, first) == 384
+    seen = run_alone(engine, request(first, 9))
+    assert seen.ids() == hash_continuation(first, 9, config=chunked_config(128))
+
+
+def test_pages_of_a_chunk_are_released_after_the_step_that_ends_it() -> None:
+    driver = Driver(Engine(HashRunner(config=chunked_config(256))))
+    driver.submit(request(prompt_of(500), 30))
+    driver.step()
+    assert driver.engine.stats().sliding_pages.used == 4  # position 500 sees 256 and later
+    for _ in range(11):
+        driver.step()
+    assert driver.engine.stats().sliding_pages.used == 4
+    driver.step()  # the token at 511 is computed, and the next one sees none of that
+    assert driver.engine.stats().sliding_pages.used == 0
+    assert driver.engine.stats().full_pages.used == 8
 
 
 def test_sliding_pages_out_of_the_window_are_released_after_the_step() -> None:
