@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import openai
+import pydantic
 from PIL import Image
 
 SCENARIOS: dict[str, Callable[[openai.OpenAI], None]] = {}
@@ -132,6 +133,67 @@ def history(client: openai.OpenAI) -> None:
     assert completion.choices[0].message.content == "thanks"
 
 
+class Weather(pydantic.BaseModel):
+    """Asks for the weather."""
+
+    city: str
+    days: int
+
+
+CALL = (
+    ' to=Weather<|message|><atem:function_calls>\n<atem:invoke name="Weather">\n<atem:parameter name="city">Rome'
+    '</atem:parameter>\n<atem:parameter name="days">2</atem:parameter>\n</atem:invoke>\n</atem:function_calls>'
+)
+THOUGHT = " to=self<|message|>hm<|eom|><|start|>assistant"
+
+
+@scenario
+def tools(client: openai.OpenAI) -> None:
+    """A round with a tool: the call, its result under its id, the answer."""
+    tool = openai.pydantic_function_tool(Weather)
+    completion = ask(client, f"write: {THOUGHT}{CALL}<|eom|><|start|>assistant{CALL}", tools=[tool], temperature=0)
+    [choice] = completion.choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert choice.message.reasoning_content == "hm"
+    calls = choice.message.tool_calls
+    assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Rome", "days": 2}] * 2
+    results = [{"role": "tool", "tool_call_id": call.id, "content": "18"} for call in calls]
+    messages = [{"role": "user", "content": "hi"}, choice.message, *results, {"role": "user", "content": "say: warm"}]
+    answer = client.chat.completions.create(model="talking", messages=messages, tools=[tool])
+    assert answer.choices[0].message.content == "warm"
+
+
+@scenario
+def tool_stream(client: openai.OpenAI) -> None:
+    """The SDK's own accumulator of deltas understands ours."""
+    with client.chat.completions.stream(
+        model="talking",
+        messages=[{"role": "user", "content": f"write: {THOUGHT}{CALL}"}],
+        tools=[openai.pydantic_function_tool(Weather)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+    ) as events:
+        kinds = [event.type for event in events]
+        completion = events.get_final_completion()
+    assert "tool_calls.function.arguments.delta" in kinds
+    assert kinds.count("tool_calls.function.arguments.done") == 1
+    [call] = completion.choices[0].message.tool_calls
+    assert call.function.parsed_arguments == Weather(city="Rome", days=2)
+    assert completion.choices[0].finish_reason == "tool_calls"
+
+
+@scenario
+def parsed(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.parse(
+        model="talking",
+        messages=[{"role": "user", "content": f'write: {THOUGHT} to=user<|message|>{{"city": "Rome", "days": 2}} and'}],
+        response_format=Weather,
+        temperature=0,
+    )
+    assert completion.choices[0].message.parsed == Weather(city="Rome", days=2)
+
+
 def error_of(call: Callable[[], Any]) -> openai.APIStatusError:
     try:
         call()
@@ -146,6 +208,11 @@ def errors(client: openai.OpenAI) -> None:
         ({"temperature": 3}, openai.BadRequestError, "invalid_request"),
         ({"store": True}, openai.BadRequestError, "unsupported_field"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, openai.BadRequestError, "invalid_request"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}},
+            openai.BadRequestError,
+            "invalid_schema",
+        ),
         ({"max_tokens": 100_000}, openai.BadRequestError, "context_length_exceeded"),
     ]:
         error = error_of(functools.partial(ask, client, "hi", **fields))
