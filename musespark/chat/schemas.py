@@ -101,17 +101,17 @@ class _Checker:
             raise self._problem(f"{path}.properties", f"has more than {MAX_PROPERTIES} properties")
         values = schema.get("enum")
         size, alternatives = 1 + (len(values) if isinstance(values, list) else 0), 1
+        options = {"anyOf": 0, "oneOf": 0}
         for keyword, name, part in _subschemas(schema):
             part_size, ways = self._measure(part, f"{path}.{keyword}{name}", level + 1)
             if keyword in _DEFINITIONS:
                 continue  # counts where it is referred to
             size += part_size
-            if keyword == "allOf":
+            if keyword in options:
+                options[keyword] += ways
+            elif keyword == "allOf":
                 alternatives *= ways
-        for keyword in ("anyOf", "oneOf"):
-            parts = schema.get(keyword)
-            if isinstance(parts, list):
-                alternatives *= sum(self._measure(part, path, level + 1)[1] for part in parts)
+        alternatives *= max(1, options["anyOf"]) * max(1, options["oneOf"])
         if "$ref" in schema:
             part_size, ways = self._follow(schema["$ref"], f"{path}.$ref", level)
             size, alternatives = size + part_size, alternatives * ways

@@ -85,33 +85,39 @@ class ReasoningLimit:
 class Grammar:
     """A compiled grammar. Immutable; each choice takes a `matcher` of its own."""
 
-    def __init__(self, vocabulary: Vocabulary, text: str, limit: ReasoningLimit | None = None) -> None:
-        """Raises InvalidSchema for a grammar that is wrong, too large, or satisfied by nothing."""
+    def __init__(
+        self, vocabulary: Vocabulary, text: str, *, field: str | None = None, limit: ReasoningLimit | None = None
+    ) -> None:
+        """`field` is what errors name. Raises InvalidSchema for a grammar that is wrong, too large, or impossible."""
         self._vocabulary = vocabulary
+        self._field = field
         self._limit = limit
         self._compiled = llguidance.LLMatcher(vocabulary.tokens, text, log_level=0, limits=vocabulary.limits)
         self._raise_problem()
         if not any(self._compiled.compute_bitmask()):
-            raise InvalidSchema("no text satisfies the schema")
+            raise InvalidSchema("no text satisfies the schema", param=field)
         self._raise_problem()
 
     def matcher(self) -> Matcher:
-        return Matcher(self._vocabulary, self._compiled.deep_copy(), self._limit)
+        return Matcher(self._vocabulary, self._compiled.deep_copy(), self._field, self._limit)
 
     def _raise_problem(self) -> None:
         if self._compiled.is_error():
             problem = _shortened(self._compiled.get_error())
             if problem.startswith("NoExtension"):
                 problem = "no text satisfies it"
-            raise InvalidSchema(f"the schema can't be used: {problem}")
+            raise InvalidSchema(f"the schema can't be used: {problem}", param=self._field)
 
 
 class Matcher:
     """Where one choice is in its grammar. One thread at a time calls it."""
 
-    def __init__(self, vocabulary: Vocabulary, state: llguidance.LLMatcher, limit: ReasoningLimit | None) -> None:
+    def __init__(
+        self, vocabulary: Vocabulary, state: llguidance.LLMatcher, field: str | None, limit: ReasoningLimit | None
+    ) -> None:
         self._vocabulary = vocabulary
         self._state = state
+        self._field = field
         self._limit = limit
         self._num_tokens = 0
         self._coming: Future[bytes] | None = None
@@ -130,7 +136,8 @@ class Matcher:
         assert self._coming is not None
         bits = self._coming.result()
         if self._state.is_error():
-            raise InvalidSchema(f"the schema became too complex in this answer: {_shortened(self._state.get_error())}")
+            problem = _shortened(self._state.get_error())
+            raise InvalidSchema(f"the schema became too complex in this answer: {problem}", param=self._field)
         allowed = np.unpackbits(np.frombuffer(bits, np.uint8), count=self._vocabulary.size, bitorder="little").view(
             bool
         )

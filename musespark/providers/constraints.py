@@ -96,13 +96,11 @@ def compile_grammar(
         schemas.append((request.answer_schema.schema, request.answer_schema.field))
     for schema, field in schemas:
         try:
-            Grammar(vocabulary, json_grammar(schema))
+            Grammar(vocabulary, json_grammar(schema), field=field)
         except InvalidSchema as error:
-            raise InvalidSchema(f"`{field}`: {error.message}", param=field) from None
+            error.message = f"`{field}`: {error.message}"
+            raise
     end = chat.end_of_reasoning
     limit = None if end is None else ReasoningLimit(end, max_tokens // 2)
-    try:
-        return Grammar(vocabulary, chat.grammar(constraint), limit)
-    except InvalidSchema as error:
-        error.param = error.param or ("response_format" if request.answer_schema is not None else "tools")
-        raise
+    field = "tools" if request.answer_schema is None else "response_format"
+    return Grammar(vocabulary, chat.grammar(constraint), field=field, limit=limit)

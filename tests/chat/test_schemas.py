@@ -140,6 +140,16 @@ def test_a_bomb_of_references_takes_no_time(keyword: str) -> None:
     check_schema(doubling(6, keyword), "s")
 
 
+@pytest.mark.parametrize("keyword", ["anyOf", "oneOf", "allOf"])
+def test_depth_takes_no_time(keyword: str) -> None:
+    schema: dict[str, Any] = {"enum": list(range(1000))}
+    for _ in range(schemas.MAX_SCHEMA_LEVELS - 1):
+        schema = {keyword: [schema]}
+    began_s = time.perf_counter()
+    check_schema(schema, "s")
+    assert time.perf_counter() - began_s < 0.2
+
+
 def test_a_schema_may_refer_to_itself() -> None:
     check_schema({"properties": {"next": {"$ref": "#"}}}, "s")
     check_schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "s")

@@ -118,13 +118,16 @@ def test_a_grammar_whose_tokens_the_model_can_not_say_ends_its_own_request_only(
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_request_only() -> None:
     small = Vocabulary(TOKENIZER, {EOT}, max_lexer_states=100)
-    grammar = Grammar(small, "start: /[ab]*a[ab]{12}/")  # each beginning of 13 letters is a state of its own
+    grammar = Grammar(
+        small, "start: /[ab]*a[ab]{12}/", field="tools"
+    )  # each beginning of 13 letters is a state of its own
     driver = Driver(Engine(HashRunner()))
     bound = driver.submit(held(prompt_of(10), 500, grammar, logit_bias={EOT: -100.0}))
     free = driver.submit(request(prompt_of(20), 400))
     driver.run()
     assert isinstance(bound.error, InvalidSchema)
     assert "too complex" in bound.error.message
+    assert bound.error.param == "tools"
     assert free.ids() == hash_continuation(prompt_of(20), 400)
 
 
@@ -136,7 +139,7 @@ def test_control_tokens_come_where_the_grammar_has_them_and_text_never_passes_fo
 
 def test_reasoning_is_ended_to_leave_room() -> None:
     text_of = f"start: thought{{0,8}} answer\nthought: /[a-z]+/ <[{EOM}]>\nanswer: /[A-Z]/ (<[{EOM}]> /[A-Z]/)?"
-    grammar = Grammar(VOCABULARY, text_of, ReasoningLimit(EOM, 10))
+    grammar = Grammar(VOCABULARY, text_of, limit=ReasoningLimit(EOM, 10))
     wants_to_think = ScriptedRunner(lambda position: A)  # and in the answer, where it can't, whatever comes
     seen = run_alone(Engine(wants_to_think), held(prompt_of(5), 100, grammar))
     thought, *rest = "".join("." if token == EOM else TOKENIZER.decode([token]) for token in seen.ids()).split(".")
