@@ -20,7 +20,7 @@ from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
 from musespark.errors import CheckpointError, ConfigError
 from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint
-from musespark.model.config import ModelConfig
+from musespark.model.config import ModelConfig, ModelType
 from musespark.providers.base import ModelInfo
 from musespark.providers.local import LocalProvider
 
@@ -29,6 +29,7 @@ from musespark.providers.local import LocalProvider
 class LoadedModel:
     provider: LocalProvider
     service: EngineService
+    model_type: ModelType
 
     async def close(self, drain_s: float) -> None:
         """Let running requests end within `drain_s`, fail the rest, free the model."""
@@ -78,9 +79,9 @@ def _start(
     )
     check_weights(engine, tokenizer.special("<|begin_of_text|>"), folder)
     service = EngineService(engine)
-    reads_images = checkpoint.config.vision is not None
+    reads_images = checkpoint.config.image_tower is not None
     provider = LocalProvider(service, tokenizer, chat, checkpoint.generation, model, reads_images=reads_images)
-    return LoadedModel(provider, service)
+    return LoadedModel(provider, service, checkpoint.config.model_type)
 
 
 def check_weights(engine: Engine, token: int, folder: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from musespark.engine.kv_cache import KVCache
 from musespark.engine.request import Request
-from musespark.errors import ContextTooLong, InvalidRequest
+from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest
 from musespark.model.config import ModelConfig
 
 MIN_RETRY_MS = 100
@@ -30,8 +30,17 @@ def check_request(request: Request, config: ModelConfig) -> None:
         raise InvalidRequest(message, param="logit_bias")
     if config.image_tower is None:
         if request.images:
-            raise InvalidRequest("this model has no vision tower and can't read images", param="messages")
+            raise InvalidImage("this model reads text only; leave out the image", param="messages")
         return
+    if config.tile_vision is not None:
+        side = config.tile_vision.side
+        for image in request.images:
+            if image.grid != (side, side):
+                raise InvalidRequest(
+                    f"an image has {image.grid[0]} x {image.grid[1]} patches; this model reads tiles of "
+                    f"{side} x {side}",
+                    param="messages",
+                )
     # Image rows without an image would be read as an ordinary token, and the other way round (CVE-2026-44222).
     rows = np.array(request.prompt) == config.image_token_id
     inside = sum(int(rows[start:end].sum()) for start, end in request.image_spans)

@@ -19,7 +19,7 @@ def load(settings: Settings) -> LoadedModel:
     time.sleep(float(os.environ.get("LOAD_S", "0")))
     runner = TalkingRunner(delay_s=float(os.environ.get("STEP_S", "0")))
     service = EngineService(talking_engine(runner, max_running=settings.max_running, max_waiting=settings.max_waiting))
-    return LoadedModel(talking_provider(service), service)
+    return LoadedModel(talking_provider(service), service, "muse_spark")
 
 
 if __name__ == "__main__":

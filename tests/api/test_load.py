@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 from musespark.api.load import load_model, model_info, plan_pages
 from musespark.api.settings import Settings
 from musespark.chat.messages import Image, Message, Text
-from musespark.chat.tokenizer import Tokenizer
+from musespark.chat.tokenizer import LLAMA4_TOKENS, Tokenizer
 from musespark.engine.request import Usage
-from musespark.errors import CheckpointError, ConfigError
+from musespark.errors import CheckpointError, ConfigError, InvalidImage
 from musespark.model.checkpoint import save_checkpoint
-from musespark.providers.base import ChatRequest, ContentDelta, Finished, ReasoningDelta
+from musespark.model.config import ModelConfig
+from musespark.model.presets import preset
+from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ReasoningDelta
 from tests.chat.image_samples import encoded, picture
 from tests.model.files import TOY, random_tensors, toy_config
 
@@ -62,6 +65,53 @@ def test_a_toy_model_answers_text_and_images_with_nothing_but_text(checkpoint: P
         assert not model.provider.ready
 
     asyncio.run(run())
+
+
+def ask(folder: Path, state_dir: Path, *content: Image | Text) -> list[ChatEvent]:
+    """What a checkpoint that was just saved answers to one message."""
+
+    async def run() -> list[ChatEvent]:
+        model = load_model(Settings(checkpoint=folder, state_dir=state_dir, threads=1))
+        try:
+            request = ChatRequest(id="r1", messages=(Message("user", content),), cache_salt=b"", seed=1, max_tokens=5)
+            return [event async for event in await model.provider.chat(request)]
+        finally:
+            await model.close(0.0)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(("size", "num_tokens"), [((300, 200), 144), ((672, 400), 720)])
+def test_a_llama4_model_reads_a_picture_of_one_and_of_several_tiles(
+    size: tuple[int, int], num_tokens: int, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.bytes_only(LLAMA4_TOKENS)
+    data = preset("toy-llama4").to_dict()
+    data["vision_config"] |= {"image_size": 336}
+    data["text_config"] |= {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 2048}
+    config = ModelConfig.from_dict(data | {"image_token_index": tokenizer.special("<|patch|>")})
+    tokenizer.save(tmp_path / "tokenizer.json")
+    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
+    save_checkpoint(tmp_path / "tiny-llama4", config, random_tensors(config), files=files)
+    events = ask(tmp_path / "tiny-llama4", tmp_path, Image(encoded(picture(*size), "PNG")), Text("What is this?"))
+    usage = events[-1]
+    assert isinstance(usage, Usage)
+    assert usage.image_tokens == num_tokens
+    assert usage.completion_tokens >= 1
+
+
+@pytest.mark.parametrize("family", ["muse_spark", "muse_glimmer"])
+def test_a_model_without_a_vision_tower_answers_text_and_refuses_images(family: str, tmp_path: Path) -> None:
+    config = replace(preset("toy" if family == "muse_spark" else "toy-glimmer"), vision=None)
+    spoken = tmp_path / "tokenizer.json"
+    Tokenizer.bytes_only().save(spoken)
+    save_checkpoint(tmp_path / "reader", config, random_tensors(config), files={"tokenizer.json": spoken})
+    usage = ask(tmp_path / "reader", tmp_path, Text("hi"))[-1]
+    assert isinstance(usage, Usage)
+    assert usage.completion_tokens >= 1
+    with pytest.raises(InvalidImage, match="reads text only") as refusal:
+        ask(tmp_path / "reader", tmp_path, Text("hi"), Image(encoded(picture(56, 28), "PNG")))
+    assert (refusal.value.code, refusal.value.param) == ("invalid_image", "messages.0.content.1")
 
 
 def test_the_context_fits_the_memory(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from musespark.chat.images import PatchedImage
 from musespark.engine.engine import Engine
 from musespark.engine.request import Request, Usage
-from musespark.errors import Overloaded
+from musespark.errors import InvalidImage, InvalidRequest, Overloaded
+from musespark.model.presets import preset
 from tests.engine.driver import Driver, picture, prompt_of, request, run_alone
-from tests.fakes import HashRunner, hash_continuation
+from tests.fakes import HashRunner, hash_continuation, toy_config
 
 IMAGE = 10
 CAT, DOG = picture(30, "cat"), picture(50, "dog")
@@ -132,3 +137,45 @@ def test_pixels_that_wait_are_bounded_on_both_sides_and_text_is_not() -> None:
     driver.submit(showing(1))
     driver.run()
     assert all(seen.reasons == {0: "length"} for seen in driver.seen.values())
+
+
+def test_a_model_without_a_vision_tower_refuses_images_and_reads_their_token_as_text() -> None:
+    config = replace(toy_config(), vision=None)
+    driver = Driver(Engine(HashRunner(config=config)))
+    with pytest.raises(InvalidImage, match="reads text only") as refusal:
+        driver.submit(pictured())
+    assert (refusal.value.code, refusal.value.status, refusal.value.param) == ("invalid_image", 400, "messages")
+    seen = driver.submit(request([*prompt_of(5), IMAGE, *prompt_of(3)], 2))
+    driver.run()
+    assert seen.usage == Usage(9, 0, 0, 2, 0)
+
+
+@pytest.mark.parametrize("side", [22, 24, 26])
+def test_tiles_must_have_the_size_that_the_tower_of_llama4_takes(side: int) -> None:
+    config = preset("toy-llama4")
+    assert config.tile_vision is not None
+    config = replace(toy_config(), vision=None, tile_vision=replace(config.tile_vision, image_size=336))
+    image = PatchedImage(np.zeros((side * side, 588), np.float32), (side, side), b"tile")
+    driver = Driver(Engine(HashRunner(config=config)))
+    shown = request(
+        [*prompt_of(3), *[IMAGE] * image.num_tokens], 1, images=(image,), image_spans=((3, 3 + image.num_tokens),)
+    )
+    if side != 24:
+        with pytest.raises(InvalidRequest, match=f"{side} x {side} patches; this model reads tiles of 24 x 24"):
+            driver.submit(shown)
+        return
+    seen = driver.submit(shown)
+    driver.run()
+    assert seen.usage == Usage(147, 0, 144, 1, 0)
+
+
+@pytest.mark.parametrize("rows", [143, 145])
+def test_rows_without_a_tile_and_tiles_without_rows_are_refused_for_llama4_too(rows: int) -> None:
+    """The token of a patch without an image would be read as an ordinary one."""
+    tower = preset("toy-llama4").tile_vision
+    assert tower is not None
+    config = replace(toy_config(), vision=None, tile_vision=replace(tower, image_size=336))
+    image = PatchedImage(np.zeros((576, 588), np.float32), (24, 24), b"tile")
+    prompt = [*prompt_of(3), *[IMAGE] * rows, *prompt_of(4)]
+    with pytest.raises(InvalidRequest, match=f"the prompt has {rows} image rows, .* the images have 144"):
+        Driver(Engine(HashRunner(config=config))).submit(request(prompt, 1, images=(image,), image_spans=((3, 147),)))

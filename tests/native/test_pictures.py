@@ -18,7 +18,8 @@ from musespark.model.network import Network
 from tests.chat.image_samples import encoded, picture
 from tests.chat.published_processors import published_pixels
 from tests.model.network import builders, families
-from tests.native.towers import FAMILIES, random_tower, tower_runner
+from tests.native.runners import native
+from tests.native.towers import FAMILIES, random_tower
 
 
 def photo(width: int, height: int) -> Image.Image:
@@ -67,7 +68,7 @@ def published_features(network: Network, image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("name", PICTURES)
 def test_features_of_picture_files_are_those_of_transformers(network: Network, name: str) -> None:
     file = encoded(PICTURES[name], "JPEG" if "photo" in name else "PNG")
-    runner = tower_runner(network)
+    runner = native(network)
     tiled = network.config.tile_vision is not None
     images = load_tiles([file])[0].tiles if tiled else load_images([file])
     got = np.concatenate([runner.encode_image(image) for image in images])

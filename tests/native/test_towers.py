@@ -12,13 +12,15 @@ import torch
 
 from musespark.chat.images import PatchedImage, patch_image
 from musespark.chat.tiles import tile_image
-from musespark.engine.native import available_isas
+from musespark.engine.native import NativeRunner, available_isas
 from musespark.errors import ConfigError
+from musespark.model.checkpoint import open_checkpoint, save_checkpoint
 from musespark.model.network import Network, build_network
 from musespark.model.network.layers import Linear
 from tests.chat.image_samples import picture as drawing
 from tests.model.network.builders import picture
-from tests.native.towers import FAMILIES, images_for, random_tower, reference_features, tower_runner
+from tests.native.runners import native
+from tests.native.towers import FAMILIES, images_for, random_tower, reference_features
 
 ISAS = available_isas()
 PEAK_MEMORY = Path("/proc/self/clear_refs")
@@ -37,7 +39,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 def test_features_are_those_of_the_reference(family: str, seed: int, isa: str) -> None:
     """Heads, widths, layers, windows, tile sizes and grids of many kinds."""
     network = random_tower(family, seed)
-    runner = tower_runner(network, isa=isa)
+    runner = native(network, isa=isa)
     images = images_for(network, seed)
     for image, expected in zip(images, reference_features(network, images), strict=True):
         assert_close(runner.encode_image(image), expected)
@@ -49,7 +51,7 @@ def test_grids_of_any_shape_in_both_orders_of_the_position_table(family: str, gr
     """Windows are ragged at the right and bottom, and the border of the table fades."""
     network = random_tower(family, 11)
     image = picture(*grid)
-    runner = tower_runner(network, num_threads=2)
+    runner = native(network, num_threads=2)
     (expected,) = reference_features(network, [image])
     for _ in range(2):  # the second time over the memory of the first
         assert_close(runner.encode_image(image), expected)
@@ -58,9 +60,10 @@ def test_grids_of_any_shape_in_both_orders_of_the_position_table(family: str, gr
 
 def test_the_two_muse_towers_differ_in_the_order_of_positions_only() -> None:
     """On a square grid the same weights give the same features in both; on others they do not."""
-    glimmer = random_tower("muse_glimmer", 4)
-    spark = random_tower("muse_glimmer", 4, pos_emb_order="xy")
-    one, two = tower_runner(glimmer), tower_runner(spark)
+    glimmer, spark = random_tower("muse_glimmer", 4), random_tower("muse_spark", 4)
+    theirs = {name: tensor for name, tensor in glimmer.state_dict().items() if ".vision_" in name}
+    assert not spark.load_state_dict(theirs, strict=False).unexpected_keys
+    one, two = native(glimmer), native(spark)
     assert np.array_equal(one.encode_image(picture(10, 10)), two.encode_image(picture(10, 10)))
     assert np.abs(one.encode_image(picture(4, 10)) - two.encode_image(picture(4, 10))).max() > 1e-2
 
@@ -86,7 +89,7 @@ def test_pictures_of_any_number_of_tiles(published_tile: Network, size: tuple[in
     """Each tile is encoded alone here and all at once there: tiles do not see each other."""
     tiles = tile_image(drawing(*size)).tiles
     assert len(tiles) == num_tiles
-    runner = tower_runner(published_tile)
+    runner = native(published_tile)
     with torch.no_grad():
         expected = published_tile.encode_images(tiles)
     for tile, wanted in zip(tiles, expected, strict=True):
@@ -101,7 +104,7 @@ def test_the_number_of_threads_changes_nothing(family: str, precision: str, isa:
     images = images_for(network, 3)
     results = []
     for num_threads in (1, 2, 3, 4):
-        runner = tower_runner(network, precision=precision, isa=isa, num_threads=num_threads)
+        runner = native(network, precision=precision, isa=isa, num_threads=num_threads)
         results.append([runner.encode_image(image) for image in images])
     for result in results[1:]:
         for got, first in zip(result, results[0], strict=True):
@@ -125,7 +128,7 @@ def test_bf16_is_as_near_to_float32_as_torch_in_bf16(family: str, isa: str) -> N
     for seed in (1, 2):
         network = random_tower(family, seed)
         images = images_for(network, seed)
-        runner = tower_runner(network, precision="bf16", isa=isa)
+        runner = native(network, precision="bf16", isa=isa)
         expected, coarse = reference_features(network, images), torch_in_bf16(network, images)
         for image, exact, theirs in zip(images, expected, coarse, strict=True):
             error, allowed = (np.sqrt(((x - exact) ** 2).mean()) for x in (runner.encode_image(image), theirs))
@@ -136,7 +139,7 @@ def test_bf16_is_as_near_to_float32_as_torch_in_bf16(family: str, isa: str) -> N
 def test_an_image_that_is_not_finite_leaves_nothing_behind(family: str) -> None:
     network = random_tower(family, 2)
     image = images_for(network, 2)[0]
-    runner = tower_runner(network)
+    runner = native(network)
     before = runner.encode_image(image)
     broken = replace(image, patches=np.full_like(image.patches, np.nan))
     assert np.isnan(runner.encode_image(broken)).all()
@@ -145,7 +148,7 @@ def test_an_image_that_is_not_finite_leaves_nothing_behind(family: str) -> None:
 
 @pytest.mark.parametrize("grid", [(2, 4), (4, 2), (6, 6), (0, 0)], ids=str)
 def test_a_tile_of_another_size_is_refused_by_both_sizes(grid: tuple[int, int]) -> None:
-    runner = tower_runner(random_tower("llama4", 0, image_size=56))
+    runner = native(random_tower("llama4", 0, image_size=56))
     image = replace(picture(2, 2), grid=grid, patches=np.zeros((grid[0] * grid[1], 588), np.float32))
     message = "patches must be" if grid == (0, 0) else f"has 4 x 4 patches; this image has {grid[0]} x {grid[1]}"
     with pytest.raises(ValueError, match=message):
@@ -153,13 +156,15 @@ def test_a_tile_of_another_size_is_refused_by_both_sizes(grid: tuple[int, int]) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tower_for_other_patches_is_refused_before_it_is_loaded(family: str) -> None:
+def test_a_tower_for_other_patches_is_refused_before_it_is_loaded(family: str, tmp_path: Path) -> None:
     network = random_tower(family, 0)
+    save_checkpoint(tmp_path / "model", network.config, network.state_dict())
+    checkpoint = open_checkpoint(tmp_path / "model")
     name = "tile_vision" if family == "llama4" else "vision"
-    tower = getattr(network.config, name)
-    network.config = replace(network.config, **{name: replace(tower, patch_size=16)})
+    tower = replace(getattr(checkpoint.config, name), patch_size=16)
+    checkpoint.config = replace(checkpoint.config, **{name: tower})
     with pytest.raises(ConfigError, match=r"patches of 16 pixels, .* cut into patches of 14 pixels"):
-        tower_runner(network)
+        NativeRunner(checkpoint, num_full_pages=1, num_sliding_pages=1)
 
 
 @pytest.fixture
@@ -182,7 +187,7 @@ def test_the_largest_picture_takes_memory_for_its_patches_and_not_for_pairs_of_t
     network = random_tower("muse_spark", 0, hidden_size=8, num_attention_heads=1, **everything)
     image = patch_image(drawing(1792, 1792))
     assert image.grid == (128, 128)
-    runner = tower_runner(network)
+    runner = native(network)
     before = peak_bytes()
     runner.encode_image(image)
     assert peak_bytes() - before < 128 << 20

@@ -1,20 +1,17 @@
-"""Native runners over the image towers of the three families, and the features that torch computes for them."""
+"""Random image towers of the three families, pictures for them, and the features that torch computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
 from musespark.chat.images import PatchedImage
-from musespark.engine.native import NativeRunner
-from musespark.model.checkpoint import Checkpoint
 from musespark.model.config import ModelConfig
-from musespark.model.network import MuseSpark, Network
+from musespark.model.network import Network
 from tests.model.network.builders import picture, random_config, random_network
 from tests.model.network.families import glimmer_config, llama4_config, random_glimmer, random_llama4, tile
 
@@ -47,21 +44,3 @@ def images_for(network: Network, seed: int = 0) -> list[PatchedImage]:
 @torch.no_grad()
 def reference_features(network: Network, images: Sequence[PatchedImage]) -> list[np.ndarray]:
     return [network.encode_images([image])[0].numpy() for image in images]
-
-
-def tower_runner(network: Network, **options: Any) -> NativeRunner:
-    """The network's tower beside a text stack of muse_spark of the same width: towers are tested by themselves.
-
-    float32, and one thread unless said otherwise.
-    """
-    text = random_config(1, layers=1, hidden_size=network.config.text.hidden_size).text
-    text = replace(text, rms_norm_eps=network.config.text.rms_norm_eps)
-    config = replace(network.config, model_type="muse_spark", text=text)
-    carrier = MuseSpark(replace(config, vision=None, tile_vision=None))
-    tensors = carrier.state_dict() | {
-        n: x for n, x in network.state_dict().items() if "vision" in n or "projector" in n
-    }
-    weights = {name: SimpleNamespace(raw=SimpleNamespace(dtype="F32", data=x.numpy())) for name, x in tensors.items()}
-    checkpoint = SimpleNamespace(config=config, folder="a folder", quantization=None, weight=weights.__getitem__)
-    defaults = {"precision": "float32", "num_full_pages": 1, "num_sliding_pages": 1, "num_threads": 1}
-    return NativeRunner(cast(Checkpoint, checkpoint), **(defaults | options))
