@@ -154,21 +154,27 @@ def quantize(
     target: Annotated[Path, typer.Argument(help="Folder to write; it appears whole or not at all.")],
     to: Annotated[Literal["int8", "int4"], typer.Option(help="Precision of the text matrices.")] = "int8",
     group: Annotated[int | None, typer.Option(min=8, help="Inputs that share a scale; 64 or 32 if left out.")] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Text file: choose the integers by what the model reads in it (needs torch).")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Text file to compare with the original on; a part of --calibration's if left out."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
 ) -> None:
     """Write a quantised copy of a checkpoint, in compressed-tensors' pack-quantized format."""
-    from rich.progress import Progress
+    from musespark.cli.quantize import run_quantize
 
-    from musespark.model.quantize import quantize_checkpoint
-
-    with Progress() as progress:
-        task = progress.add_task("quantising", total=None)
-        quantize_checkpoint(
-            source,
-            target,
-            bits=8 if to == "int8" else 4,
-            group_size=group,
-            progress=lambda done, total: progress.update(task, completed=done + 1, total=total),
-        )
+    run_quantize(
+        source,
+        target,
+        bits=8 if to == "int8" else 4,
+        group_size=group,
+        calibration_text=calibration,
+        report_text=report,
+        as_json=as_json,
+    )
 
 
 @app.command()
