@@ -101,7 +101,7 @@ def model_info(settings: Settings, folder: Path, precision: str) -> ModelInfo:
         raise ConfigError(f"the folder name {name!r} can't be a model name; set MUSESPARK_MODEL_NAME")
     digest = hashlib.sha256(f"{metadata.version('musespark')} {precision}".encode())
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors"):
+        if file.suffix in (".json", ".safetensors", ".jinja", ".model"):
             status = file.stat()
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
     created = int((folder / "config.json").stat().st_mtime)

@@ -159,6 +159,10 @@ def test_the_fingerprint_changes_with_precision_and_weights(checkpoint: Path, tm
     assert first != fingerprint("float32")
     (checkpoint / "model.safetensors").touch()
     assert first != fingerprint("bf16")
+    second = fingerprint("bf16")
+    (checkpoint / "chat_template.jinja").write_text("another way to ask")
+    assert fingerprint("bf16") != second
+    (checkpoint / "chat_template.jinja").unlink()
 
 
 # toy: a window of 128 tokens is 2 pages and one for the edge, a step of 512 is 8 and one, the context has 16 pages
