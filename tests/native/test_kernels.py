@@ -9,6 +9,7 @@ import pytest
 
 from musespark.engine._native import kernels
 from musespark.engine.native import available_isas
+from musespark.model.pack_quantized import pack
 from musespark.model.tensor_file import float32_to_bfloat16
 
 ISAS = available_isas()
@@ -89,18 +90,89 @@ def test_int8_scales_are_applied_by_group_of_row_and_of_output(isa: str) -> None
     assert np.allclose(out, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
+def int4_product(weights: np.ndarray, scales: np.ndarray, x: np.ndarray, isa: str, fmt: str = "int4") -> np.ndarray:
+    """weights int8 from -8 to 7, in the words in which a checkpoint has them."""
+    out = np.full((len(x), len(weights)), np.nan, np.float32)
+    kernels.int4_product(pack(weights, 4).view(np.uint8), fmt, scales, x, out, isa)
+    return out
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_float_weights_are_quantised_to_within_half_a_step(isa: str) -> None:
+@pytest.mark.parametrize("group_size", [8, 32, 48, 64, 128, 200])
+@pytest.mark.parametrize("rows", [1, 2, 3, 6, 7, 50])
+def test_int4_products_are_exact_at_the_extremes(rows: int, group_size: int, isa: str) -> None:
+    """As above, all sixteen values. A row has a scale of its own for every 16 to 64 inputs: 64 of a group of 128, 40 of
+    one of 200. The largest input comes in each of these, and so their scale is one, too."""
+    random = np.random.default_rng(rows)
+    weights = random.integers(-8, 8, (33, 2 * group_size)).astype(np.int8)
+    weights[:, :8], weights[:, -8:] = -8, 7
+    x = random.choice(np.array([-127, -126, -1, 0, 1, 127], np.float32), (rows, 2 * group_size))
+    x[:, ::8] = 127
+    got = int4_product(weights, np.ones((33, 2), np.float32), x, isa)
+    assert np.array_equal(got, x.astype(np.int64) @ weights.T.astype(np.int64))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("group_size", [4, 12])
+def test_int4_groups_that_are_not_eights_are_held_in_bytes_and_lose_nothing(group_size: int, isa: str) -> None:
+    random = np.random.default_rng(0)
+    weights = random.integers(-8, 8, (33, 3 * group_size)).astype(np.int8)
+    scales = random.uniform(0.001, 0.1, (33, 3)).astype(np.float32)
+    x = random.standard_normal((5, 3 * group_size), np.float32)
+    in_bytes = np.empty((5, 33), np.float32)
+    kernels.int8_product(weights, scales, x, in_bytes, isa)
+    assert np.array_equal(int4_product(weights, scales, x, isa), in_bytes)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("group_size", [8, 32, 128, 480])
+def test_int4_products_are_those_of_the_same_integers_in_bytes(group_size: int, isa: str) -> None:
+    """To the bit: half the memory is all that four bits change."""
+    random = np.random.default_rng(group_size)
+    weights = random.integers(-8, 8, (70, 480 // group_size * group_size)).astype(np.int8)
+    scales = random.uniform(0.001, 0.1, (70, weights.shape[1] // group_size)).astype(np.float32)
+    x = random.standard_normal((50, weights.shape[1]), np.float32)
+    in_bytes = np.empty((50, 70), np.float32)
+    kernels.int8_product(weights, scales, x, in_bytes, isa)
+    assert np.array_equal(int4_product(weights, scales, x, isa), in_bytes)
+    assert np.array_equal(int4_product(weights, scales, x, isa, "int8"), in_bytes)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_one_scale_for_a_whole_row_does_not_make_its_inputs_coarse(isa: str) -> None:
+    """A step of 1000 / 127 would round all the others to zero: an error of about 370 scales. They have steps of their
+    own, about 3 / 127, which make one of 2 or 3 scales."""
+    random = np.random.default_rng(0)
+    weights = random.integers(-8, 8, (40, 6400)).astype(np.int8)
+    scales = random.uniform(0.001, 0.1, (40, 1)).astype(np.float32)
+    x = random.standard_normal((3, 6400), np.float32)
+    weights[:, 64:128] = 0
+    x[:, 77] = 1000
+    expected = x.astype(np.float64) @ (weights * scales.astype(np.float64)).T
+    assert (np.abs(int4_product(weights, scales, x, isa) - expected) < 20 * scales.T).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("fmt", "largest"), [("int8", 127), ("int4", 7)])
+def test_float_weights_are_quantised_to_within_half_a_step(fmt: str, largest: int, isa: str) -> None:
     weights, _ = random_operands(1, 40, 50)
     identity = np.eye(50, dtype=np.float32)
-    got = product(weights, identity, "int8", isa).T
+    got = product(weights, identity, fmt, isa).T
     padded = np.pad(np.abs(weights), ((0, 0), (0, 14))).reshape(40, 2, 32)
-    step = np.repeat(padded.max(axis=2) / 127, 32, axis=1)[:, :50]
+    step = np.repeat(rounded(padded.max(axis=2) / largest), 32, axis=1)[:, :50]
     assert (np.abs(got - weights) <= 0.5001 * step).all()
 
 
+@pytest.mark.parametrize("fmt", ["int8", "int4"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_integer_products_are_the_same_bits_on_every_instruction_set(shape: tuple[int, int, int], fmt: str) -> None:
+    weights, x = random_operands(*shape)
+    results = [product(weights, x, fmt, isa) for isa in ISAS]
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("fmt", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("fmt", ["float32", "bf16", "int8", "int4"])
 def test_a_row_of_a_product_does_not_depend_on_its_neighbours_or_on_threads(fmt: str, isa: str) -> None:
     weights, x = random_operands(100, 200, 96)
     alone = np.concatenate([product(weights, x[i : i + 1], fmt, isa) for i in range(100)])
@@ -110,7 +182,7 @@ def test_a_row_of_a_product_does_not_depend_on_its_neighbours_or_on_threads(fmt:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("fmt", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("fmt", ["float32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_broken_row_breaks_itself_and_no_other(bad: float, fmt: str, isa: str) -> None:
     weights, x = random_operands(4, 20, 64)
@@ -125,7 +197,7 @@ def test_a_broken_row_breaks_itself_and_no_other(bad: float, fmt: str, isa: str)
 def test_a_broken_weight_does_not_turn_into_a_number(isa: str) -> None:
     weights, x = random_operands(2, 20, 64)
     weights[7, 40] = np.nan
-    for fmt in ("float32", "bf16", "int8"):
+    for fmt in ("float32", "bf16", "int8", "int4"):
         broken = ~np.isfinite(product(weights, x, fmt, isa))
         assert broken[:, 7].all()
         assert broken.sum() == 2

@@ -44,14 +44,19 @@ A view(const nb::handle& object, const std::string& name) {
     return array;
 }
 
-// `fetch(name)` in native.py gives (dtype, array, scales or None, group size).
+// `fetch(name)` in native.py gives (dtype, array, scales or None, group size). The lock of the interpreter is held here
+// only, so that Python can answer while weights are packed.
 class PythonSource : public TensorSource {
 public:
     explicit PythonSource(nb::callable fetch) : fetch_(std::move(fetch)) {}
-    using TensorSource::get;
 
-    Tensor get(const std::string& name) override {
-        auto fetched = std::make_shared<nb::tuple>(nb::cast<nb::tuple>(fetch_(name)));
+protected:
+    Tensor fetch(const std::string& name) override {
+        const nb::gil_scoped_acquire lock;
+        const std::shared_ptr<nb::tuple> fetched(new nb::tuple(nb::cast<nb::tuple>(fetch_(name))), [](nb::tuple* owner) {
+            const nb::gil_scoped_acquire owner_lock;
+            delete owner;
+        });
         const auto dtype = nb::cast<std::string>((*fetched)[0]);
         const auto array = view<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>((*fetched)[1], name);
         Tensor tensor;
@@ -67,29 +72,53 @@ public:
         } else if (dtype == "BF16" && array.dtype() == nb::dtype<uint16_t>()) {
             tensor.type = Tensor::Type::bfloat16;
         } else if (dtype == "I8" && array.dtype() == nb::dtype<int8_t>()) {
+            tensor.type = Tensor::Type::int8;
+            add_scales(tensor, *fetched);
+        } else if (dtype == "I4" && array.dtype() == nb::dtype<uint8_t>()) {
+            tensor.type = Tensor::Type::int4;
             add_scales(tensor, *fetched);
         } else {
             throw std::invalid_argument(name + " has the type " + dtype + ", which can't be loaded");
+        }
+        if (!tensor.is_integer()) {
+            tensor.group_size = nb::cast<int64_t>((*fetched)[3]);
+            require_group(tensor, tensor.group_size == 0);
         }
         return tensor;
     }
 
 private:
-    static void add_scales(Tensor& tensor, const nb::tuple& fetched) {
-        const auto scales = view<Array<const float>>(fetched[2], "the scale of " + tensor.name);
-        tensor.type = Tensor::Type::int8;
-        tensor.scales = scales.data();
-        tensor.group_size = nb::cast<int64_t>(fetched[3]);
+    // A dot product of at most 2^15 products of 255 * 127 fits in 32 bits.
+    static void require_group(const Tensor& tensor, bool or_none = false) {
         const int64_t group = tensor.group_size;
-        // A group's dot product of at most 2^15 products of 255 * 127 fits in 32 bits.
-        require(group >= 4 && group % 4 == 0 && group <= 1 << 15,
+        require((group >= 4 && group % 4 == 0 && group <= 1 << 15) || or_none,
                 tensor.name + " has groups of " + std::to_string(group) +
                     " inputs; they must be a multiple of 4, up to 32768");
-        std::vector<int64_t> expected = tensor.shape;
-        require(expected.back() % group == 0, tensor.name + " has a last group that is not full");
-        expected.back() /= group;
+    }
+
+    static void add_scales(Tensor& tensor, const nb::tuple& fetched) {
+        const auto scales = view<nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>>(
+            fetched[2], "the scale of " + tensor.name);
+        const bool is_wide = scales.dtype() == nb::dtype<float>();
+        require(is_wide || scales.dtype() == nb::dtype<uint16_t>(),
+                "the scale of " + tensor.name + " is neither float32 nor the bits of bfloat16");
+        tensor.scales = scales.data();
+        tensor.scales_type = is_wide ? Tensor::Type::float32 : Tensor::Type::bfloat16;
+        tensor.group_size = nb::cast<int64_t>(fetched[3]);
+        require_group(tensor);
         std::vector<int64_t> found;
         for (size_t i = 0; i < scales.ndim(); ++i) found.push_back(extent(scales, i));
+        require(!found.empty() && found.back() >= 1, tensor.name + " has no scales");
+        if (tensor.type == Tensor::Type::int4) {
+            // The scales tell how many inputs a row of words holds.
+            require(found.back() <= INT64_MAX >> 16, tensor.name + " has scales of another shape");
+            const int64_t width = found.back() * tensor.group_size;
+            require(tensor.shape.back() == divide_up(width, 8) * 4, tensor.name + " has scales of another shape");
+            tensor.shape.back() = width;
+        }
+        std::vector<int64_t> expected = tensor.shape;
+        require(expected.back() % tensor.group_size == 0, tensor.name + " has a last group that is not full");
+        expected.back() /= tensor.group_size;
         require(found == expected, tensor.name + " has scales of another shape");
     }
 
@@ -100,7 +129,8 @@ Precision precision_of(const std::string& name) {
     if (name == "float32") return Precision::float32;
     if (name == "bf16") return Precision::bfloat16;
     if (name == "int8") return Precision::int8;
-    throw std::invalid_argument("precision is '" + name + "'; it must be float32, bf16 or int8");
+    if (name == "int4") return Precision::int4;
+    throw std::invalid_argument("precision is '" + name + "'; it must be float32, bf16, int8 or int4");
 }
 
 TextConfig text_config(const nb::dict& d) {
@@ -148,8 +178,10 @@ void construct(Model* self, const nb::dict& text, const nb::object& vision, nb::
     PythonSource source(std::move(fetch));
     std::optional<VisionConfig> with_vision;
     if (!vision.is_none()) with_vision = vision_config(nb::cast<nb::dict>(vision));
-    new (self) Model(source, text_config(text), with_vision,
-                     {precision_of(precision), num_full_pages, num_sliding_pages, num_threads, isa});
+    const TextConfig with_text = text_config(text);
+    const ModelOptions options = {precision_of(precision), num_full_pages, num_sliding_pages, num_threads, isa};
+    const nb::gil_scoped_release release;
+    new (self) Model(source, with_text, with_vision, options);
 }
 
 void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<const int64_t>& positions,
@@ -238,6 +270,7 @@ NB_MODULE(_native, m) {
                  self.close();
              })
         .def_prop_ro("isa", &Model::isa)
+        .def_prop_ro("weight_bytes", &Model::weight_bytes)
         .def_prop_ro("num_threads", &Model::num_threads);
     bind_kernels(m);
 }

@@ -21,12 +21,14 @@ namespace {
 using Matrix = nb::ndarray<const float, nb::c_contig, nb::device::cpu, nb::ndim<2>>;
 using OutMatrix = nb::ndarray<float, nb::c_contig, nb::device::cpu, nb::ndim<2>>;
 using IntMatrix = nb::ndarray<const int8_t, nb::c_contig, nb::device::cpu, nb::ndim<2>>;
+using ByteMatrix = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu, nb::ndim<2>>;
 using Row = nb::ndarray<float, nb::c_contig, nb::device::cpu, nb::ndim<1>>;
 
 Format format_of(const std::string& name) {
     if (name == "float32") return Format::float32;
     if (name == "bf16") return Format::bfloat16;
     if (name == "int8") return Format::int8;
+    if (name == "int4") return Format::int4;
     throw std::invalid_argument("unknown format " + name);
 }
 
@@ -57,15 +59,33 @@ void run_product(const Tensor& weights, const std::string& format, const Matrix&
 
 void product(const Matrix& weights, const std::string& format, const Matrix& x, const OutMatrix& out, int num_threads,
              const std::string& isa) {
-    run_product(tensor_of(weights, Tensor::Type::float32), format, x, out, num_threads, isa);
+    Tensor tensor = tensor_of(weights, Tensor::Type::float32);
+    tensor.group_size = kDefaultGroup;
+    run_product(tensor, format, x, out, num_threads, isa);
+}
+
+void scaled_product(Tensor tensor, const std::string& format, const Matrix& scales, const Matrix& x,
+                    const OutMatrix& out, const std::string& isa) {
+    tensor.scales = scales.data();
+    tensor.scales_type = Tensor::Type::float32;
+    tensor.group_size = tensor.shape[1] / static_cast<int64_t>(scales.shape(1));
+    run_product(tensor, format, x, out, 1, isa);
 }
 
 void int8_product(const IntMatrix& weights, const Matrix& scales, const Matrix& x, const OutMatrix& out,
                   const std::string& isa) {
-    Tensor tensor = tensor_of(weights, Tensor::Type::int8);
-    tensor.scales = scales.data();
-    tensor.group_size = tensor.shape[1] / static_cast<int64_t>(scales.shape(1));
-    run_product(tensor, "int8", x, out, 1, isa);
+    scaled_product(tensor_of(weights, Tensor::Type::int8), "int8", scales, x, out, isa);
+}
+
+// Rows of words as in `Tensor`; `format` is what they are packed to.
+void int4_product(const ByteMatrix& words, const std::string& format, const Matrix& scales, const Matrix& x,
+                  const OutMatrix& out, const std::string& isa) {
+    Tensor tensor = tensor_of(words, Tensor::Type::int4);
+    tensor.shape[1] = static_cast<int64_t>(x.shape(1));
+    if (divide_up(tensor.shape[1], 8) * 4 != static_cast<int64_t>(words.shape(1))) {
+        throw std::invalid_argument("shapes don't fit");
+    }
+    scaled_product(tensor, format, scales, x, out, isa);
 }
 
 void map(const std::string& name, const Row& x, const std::string& isa) {
@@ -113,6 +133,8 @@ void bind_kernels(nb::module_& m) {
                 "num_threads"_a, "isa"_a);
     kernels.def("int8_product", &int8_product, "weights"_a.noconvert(), "scales"_a.noconvert(), "x"_a.noconvert(),
                 "out"_a.noconvert(), "isa"_a);
+    kernels.def("int4_product", &int4_product, "words"_a.noconvert(), "format"_a, "scales"_a.noconvert(),
+                "x"_a.noconvert(), "out"_a.noconvert(), "isa"_a);
     kernels.def("map", &map, "name"_a, "x"_a.noconvert(), "isa"_a);
     kernels.def("count_tasks", &count_tasks, "counts"_a.noconvert(), "num_threads"_a, "loops"_a);
 }

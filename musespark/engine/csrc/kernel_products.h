@@ -49,50 +49,111 @@ struct Bfloat16Tile {
     }
 };
 
-struct Int8Tile {
+// A step of int8 weights: four inputs of 16 outputs.
+struct Int8Step {
     static constexpr Format kFormat = Format::int8;
+    static constexpr int64_t kInputs = 4;
+    static constexpr int32_t kAdded = Simd::kInt8WeightXor;  // to every stored weight
+
+    Int weights;
+
+    static Int8Step load(const std::byte* step) { return {Simd::load_int(step)}; }
+
+    struct Row {
+        Int x;
+        explicit Row(const std::byte* row) : x(broadcast_word(row)) {}
+    };
+    Int add_products(Int dot, const Row& row) const { return Simd::dot_int8(dot, weights, row.x); }
+};
+
+// A step of int4 weights: eight inputs of 16 outputs, taken apart in registers.
+struct Int4Step {
+    static constexpr Format kFormat = Format::int4;
+    static constexpr int64_t kInputs = 8;
+    static constexpr int32_t kAdded = 8;
+
+    Int low, high;
+
+    static Int4Step load(const std::byte* step) {
+        const Int both = Simd::load_int(step);
+        return {Simd::low_nibbles(both), Simd::high_nibbles(both)};
+    }
+
+    struct Row {
+        Int first, second;
+        explicit Row(const std::byte* row) : first(broadcast_word(row)), second(broadcast_word(row + 4)) {}
+    };
+    Int add_products(Int dot, const Row& row) const { return Simd::dot_nibbles(dot, low, high, row.first, row.second); }
+};
+
+// Dot products of a group are exact integers. They are scaled and added in separate roundings, never in a fused one, so
+// that every instruction set gives the same bits.
+template <class Step>
+struct IntegerTile {
+    static constexpr Format kFormat = Step::kFormat;
 
     template <int T, int P>
     static void multiply(Float (&sum)[T][P * kVectors], const void* const* rows, const std::byte* panels,
                          const GemmBlock& b) {
-        const int64_t num_groups = b.depth / b.group_size;
-        for (int64_t group = 0; group < num_groups; ++group) {
-            RowGroup row_group[T];
-            Int dot[T][P * kVectors];
-            MUSESPARK_UNROLL
-            for (int t = 0; t < T; ++t) {
-                std::memcpy(&row_group[t], static_cast<const std::byte*>(rows[t]) + b.depth + group * sizeof(RowGroup),
-                            sizeof(RowGroup));
+        const std::byte* scales = panels + b.depth / Step::kInputs * kStepBytes;
+        const int64_t scales_bytes = kPanel * static_cast<int64_t>(b.wide_scales ? sizeof(float) : sizeof(uint16_t));
+        int64_t row_groups_end = b.depth;  // where the next RowGroup of a row is
+        for (int64_t group = 0; group < b.depth; group += b.group_size) {
+            for (int64_t start = group; start < group + b.group_size; start += b.row_group_size) {
+                Int dot[T][P * kVectors];
+                float row_scale[T];
                 MUSESPARK_UNROLL
-                for (int i = 0; i < P * kVectors; ++i) dot[t][i] = Simd::set1_int(row_group[t].offset);
-            }
-            for (int64_t k = 0; k < b.group_size; k += 4) {
-                Int w[P * kVectors];
+                for (int t = 0; t < T; ++t) {
+                    RowGroup row_group;
+                    std::memcpy(&row_group, static_cast<const std::byte*>(rows[t]) + row_groups_end, sizeof row_group);
+                    row_scale[t] = row_group.scale;
+                    MUSESPARK_UNROLL
+                    for (int i = 0; i < P * kVectors; ++i) dot[t][i] = Simd::set1_int(-Step::kAdded * row_group.sum);
+                }
+                row_groups_end += sizeof(RowGroup);
+                for (int64_t k = start; k < start + b.row_group_size; k += Step::kInputs) {
+                    multiply_step<T, P>(dot, rows, panels + k / Step::kInputs * kStepBytes, k, b.panel_bytes);
+                }
                 MUSESPARK_UNROLL
                 for (int i = 0; i < P * kVectors; ++i) {
-                    w[i] =
-                        Simd::load_int(panels + i / kVectors * b.panel_bytes + k * kPanel + i % kVectors * kWidth * 4);
-                }
-                MUSESPARK_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    const Int x = broadcast_word(static_cast<const std::byte*>(rows[t]) + group * b.group_size + k);
+                    const Float scale = load_scales(scales + i / kVectors * b.panel_bytes, i % kVectors, b.wide_scales);
                     MUSESPARK_UNROLL
-                    for (int i = 0; i < P * kVectors; ++i) dot[t][i] = Simd::dot_int8(dot[t][i], w[i], x);
+                    for (int t = 0; t < T; ++t) {
+                        const Float both = Simd::multiply(scale, Simd::set1(row_scale[t]));
+                        sum[t][i] = Simd::add(Simd::multiply(Simd::to_float(dot[t][i]), both), sum[t][i]);
+                    }
                 }
             }
-            MUSESPARK_UNROLL
-            for (int i = 0; i < P * kVectors; ++i) {
-                const auto* scales =
-                    reinterpret_cast<const float*>(panels + i / kVectors * b.panel_bytes + b.group_size * kPanel);
-                const Float scale = Simd::load(scales + i % kVectors * kWidth);
-                MUSESPARK_UNROLL
-                for (int t = 0; t < T; ++t) {
-                    const Float both = Simd::multiply(scale, Simd::set1(row_group[t].scale));
-                    sum[t][i] = Simd::multiply_add(Simd::to_float(dot[t][i]), both, sum[t][i]);
-                }
-            }
-            panels += b.group_size * kPanel + kPanel * sizeof(float);
+            scales += scales_bytes;
         }
+    }
+
+private:
+    template <int T, int P>
+    static void multiply_step(Int (&dot)[T][P * kVectors], const void* const* rows, const std::byte* step, int64_t k,
+                              int64_t panel_bytes) {
+        const auto load = [&](int i) { return Step::load(step + i / kVectors * panel_bytes + i % kVectors * kWidth * 4); };
+        const auto row = [&](int t) { return typename Step::Row(static_cast<const std::byte*>(rows[t]) + k); };
+        if constexpr (T == 1) {
+            const auto x = row(0);
+            MUSESPARK_UNROLL
+            for (int i = 0; i < P * kVectors; ++i) dot[0][i] = load(i).add_products(dot[0][i], x);
+        } else {
+            Step w[P * kVectors];
+            MUSESPARK_UNROLL
+            for (int i = 0; i < P * kVectors; ++i) w[i] = load(i);
+            MUSESPARK_UNROLL
+            for (int t = 0; t < T; ++t) {
+                const auto x = row(t);
+                MUSESPARK_UNROLL
+                for (int i = 0; i < P * kVectors; ++i) dot[t][i] = w[i].add_products(dot[t][i], x);
+            }
+        }
+    }
+
+    static Float load_scales(const std::byte* scales, int vector, bool wide) {
+        if (wide) return Simd::load(reinterpret_cast<const float*>(scales) + vector * kWidth);
+        return Simd::load_bfloat16(scales + vector * kWidth * static_cast<int64_t>(sizeof(uint16_t)));
     }
 };
 

@@ -34,7 +34,7 @@ void to_int8(const float* x, int64_t n, std::byte* row, int64_t depth, int64_t g
             sum += value;
         }
         for (int64_t i = count; i < group_size; ++i) values[start + i] = 0;
-        const RowGroup group = {maximum / 127.0F, Simd::kInt8WeightXor ? -128 * sum : 0};
+        const RowGroup group = {maximum / 127.0F, sum};
         std::memcpy(row + depth + start / group_size * static_cast<int64_t>(sizeof group), &group, sizeof group);
     }
 }

@@ -45,7 +45,7 @@ namespace {
 constexpr Kernels make_kernels(const char* isa) {
     return {isa,
             Simd::kInt8WeightXor,
-            {gemm<Float32Tile>, gemm<Bfloat16Tile>, gemm<Int8Tile>},
+            {gemm<Float32Tile>, gemm<Bfloat16Tile>, gemm<IntegerTile<Int8Step>>, gemm<IntegerTile<Int4Step>>},
             to_bfloat16,
             to_int8,
             rms_norm,

@@ -12,19 +12,24 @@
 namespace musespark {
 
 // How a matrix product stores its weights and takes its rows.
-enum class Format : uint8_t { float32, bfloat16, int8 };
+enum class Format : uint8_t { float32, bfloat16, int8, int4 };
+constexpr int kNumFormats = 4;
 
 // Outputs of one packed panel. A panel holds 16 outputs for all inputs, outputs innermost, so a row of weights of 16
 // outputs meets one input in one vector. Layouts, `depth` being the padded number of inputs:
 //   float32   [depth][16] float
 //   bfloat16  [depth / 2][16][2] uint16
-//   int8      per group of inputs: [group_size / 4][16][4] int8, then 16 float scales
+//   int8      [depth / 4][16][4] int8, then the scales
+//   int4      [depth / 8][16][4] bytes, then the scales; of eight inputs the first four are the lower halves of the four
+//             bytes and the others the upper ones, each with 8 added
+//   scales    [depth / group_size][16] of bfloat16, or of float where a checkpoint's scales need it
 constexpr int64_t kPanel = 16;
+constexpr int64_t kStepBytes = kPanel * 4;  // of a panel of integers: what one vector product reads
 
-// Follows the int8 values of a prepared row, one for each group of inputs: value = int8 * scale.
+// Follows the int8 values of a prepared row, one for each of its groups of inputs: value = int8 * scale.
 struct RowGroup {
     float scale;
-    int32_t offset;  // where the dot product starts; corrects for weights that are stored with 128 added
+    int32_t sum;  // of the int8 values: times what is added to stored weights, it corrects the dot product
 };
 
 // rows (num_rows) x panels -> out (num_rows, num_columns), row r at out + r * out_stride.
@@ -36,7 +41,10 @@ struct GemmBlock {
     int64_t num_panels;
     int64_t num_columns;  // at most 16 * num_panels; nothing is written beyond
     int64_t depth;
-    int64_t group_size;  // int8 only
+    // int8 and int4 only: inputs of a row that share a scale, a divisor of group_size, inputs of a weight that do.
+    int64_t row_group_size;
+    int64_t group_size;
+    bool wide_scales;  // float scales of the weights
     float* out;
     int64_t out_stride;
     bool accumulate;  // the chains start from `out` instead of zero; float32 and bfloat16 only
@@ -55,11 +63,11 @@ struct Kernels {
     const char* isa;
     uint8_t int8_weight_xor;  // 0x80 where weights are stored unsigned, with 128 added
 
-    void (*gemm[3])(const GemmBlock&);  // by Format
+    void (*gemm[kNumFormats])(const GemmBlock&);  // by Format
 
     // Prepare n floats as a row of `depth` inputs, zero beyond n.
     void (*to_bfloat16)(const float* x, int64_t n, uint16_t* row, int64_t depth);
-    // The same for int8: values, then one RowGroup for each group. Scales are max|x| / 127 of the group.
+    // The same for int8 and int4: int8 values, then one RowGroup for each group. Scales are max|x| / 127 of the group.
     void (*to_int8)(const float* x, int64_t n, std::byte* row, int64_t depth, int64_t group_size);
 
     // y = x / sqrt(mean(x^2) + eps), times `weight` unless it is null. y may be x.

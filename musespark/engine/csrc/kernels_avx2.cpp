@@ -10,12 +10,16 @@ struct Simd {
     using Float = __m256;
     using Int = __m256i;
     static constexpr int kWidth = 8;
-    static constexpr int kTileRows[3] = {6, 4, 2};  // times two vectors a panel, in 16 registers
-    static constexpr int kTilePanels[3] = {1, 1, 1};
+    static constexpr int kTileRows[kNumFormats] = {6, 4, 2, 2};  // times two vectors a panel, in 16 registers
+    static constexpr int kTilePanels[kNumFormats] = {1, 1, 1, 1};
     static constexpr int kNarrowPanels = 2;
 
     static Float zero() { return _mm256_setzero_ps(); }
     static Float load(const float* p) { return _mm256_loadu_ps(p); }
+    static Float load_bfloat16(const void* p) {
+        const __m128i halves = _mm_loadu_si128(static_cast<const __m128i*>(p));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+    }
     static void store(float* p, Float x) { _mm256_storeu_ps(p, x); }
     static Float set1(float x) { return _mm256_set1_ps(x); }
     static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
@@ -40,6 +44,15 @@ struct Simd {
     static constexpr uint8_t kInt8WeightXor = 0;
     static Int dot_int8(Int sum, Int weights, Int x) {
         const Int pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+        return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+
+    static Int low_nibbles(Int x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
+    static Int high_nibbles(Int x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
+
+    // The same of two vectors whose weights are from 0 to 15: two pairs of at most 2 * 15 * 127 fit in 16 bits.
+    static Int dot_nibbles(Int sum, Int low, Int high, Int x_low, Int x_high) {
+        const Int pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high));
         return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
 };

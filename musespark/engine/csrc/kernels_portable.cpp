@@ -12,8 +12,8 @@ struct Simd {
     typedef int32_t Int __attribute__((vector_size(16)));
     typedef uint32_t Unsigned __attribute__((vector_size(16)));
     static constexpr int kWidth = 4;
-    static constexpr int kTileRows[3] = {2, 2, 1};
-    static constexpr int kTilePanels[3] = {1, 1, 1};
+    static constexpr int kTileRows[kNumFormats] = {2, 2, 1, 1};
+    static constexpr int kTilePanels[kNumFormats] = {1, 1, 1, 1};
     static constexpr int kNarrowPanels = 1;
 
     static Float zero() { return Float{0, 0, 0, 0}; }
@@ -21,6 +21,13 @@ struct Simd {
         Float x;
         std::memcpy(&x, p, sizeof x);
         return x;
+    }
+    static Float load_bfloat16(const void* p) {
+        uint16_t halves[kWidth];
+        std::memcpy(halves, p, sizeof halves);
+        Unsigned x;
+        for (int i = 0; i < kWidth; ++i) x[i] = static_cast<uint32_t>(halves[i]) << 16;
+        return reinterpret_cast<Float>(x);
     }
     static void store(float* p, Float x) { std::memcpy(p, &x, sizeof x); }
     static Float set1(float x) { return Float{x, x, x, x}; }
@@ -56,6 +63,14 @@ struct Simd {
         sum += byte<1>(weights) * byte<1>(x);
         sum += byte<2>(weights) * byte<2>(x);
         return sum + byte<3>(weights) * byte<3>(x);
+    }
+
+    static Int low_nibbles(Int x) { return x & (Int{} + 0x0F0F0F0F); }
+    static Int high_nibbles(Int x) { return low_nibbles(reinterpret_cast<Int>(reinterpret_cast<Unsigned>(x) >> 4)); }
+
+    // The same of two vectors whose weights are from 0 to 15.
+    static Int dot_nibbles(Int sum, Int low, Int high, Int x_low, Int x_high) {
+        return dot_int8(dot_int8(sum, low, x_low), high, x_high);
     }
 
 private:

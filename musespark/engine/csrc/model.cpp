@@ -48,9 +48,11 @@ Format text_format(Precision precision) {
         case Precision::bfloat16:
             return Format::bfloat16;
         case Precision::int8:
+            return Format::int8;
+        case Precision::int4:
             break;
     }
-    return Format::int8;
+    return Format::int4;
 }
 
 }  // namespace
@@ -76,6 +78,7 @@ Model::Model(TensorSource& source, const TextConfig& text, const std::optional<V
         vision_ = make_tower(source, *vision_config_, text_config_.hidden_size, text_config_.rms_norm_eps,
                              vision_format, machine());
     }
+    weight_bytes_ = source.held_bytes();
 }
 
 Machine Model::machine() {

@@ -15,7 +15,7 @@
 
 namespace musespark {
 
-enum class Precision { float32, bfloat16, int8 };
+enum class Precision { float32, bfloat16, int8, int4 };
 
 struct ModelOptions {
     Precision precision;
@@ -42,6 +42,7 @@ public:
     const std::optional<VisionConfig>& vision() const { return vision_config_; }
     const char* isa() const { return kernels_.isa; }
     int num_threads() const { return num_threads_; }
+    int64_t weight_bytes() const { return weight_bytes_; }  // of all weights in memory
 
 private:
     Machine machine();
@@ -50,6 +51,7 @@ private:
     std::optional<VisionConfig> vision_config_;
     const Kernels& kernels_;
     int num_threads_;
+    int64_t weight_bytes_ = 0;
     std::mutex mutex_;
     std::unique_ptr<ThreadPool> pool_;  // null after close
     std::unique_ptr<TextModel> text_;

@@ -1,6 +1,7 @@
 #include "operand.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace musespark {
 
@@ -14,7 +15,7 @@ constexpr int64_t kTaskProducts = 1 << 16;
 void Operand::shape_for(const PackedMatrix& matrix, int64_t rows) {
     format_ = matrix.format;
     depth_ = matrix.depth;
-    group_size_ = matrix.group_size;
+    row_group_size_ = matrix.row_group_size;
     int64_t bytes = 0;
     switch (format_) {
         case Format::float32:
@@ -24,11 +25,18 @@ void Operand::shape_for(const PackedMatrix& matrix, int64_t rows) {
             bytes = depth_ * static_cast<int64_t>(sizeof(uint16_t));
             break;
         case Format::int8:
-            bytes = depth_ + depth_ / group_size_ * static_cast<int64_t>(sizeof(RowGroup));
+        case Format::int4:
+            bytes = depth_ + depth_ / row_group_size_ * static_cast<int64_t>(sizeof(RowGroup));
             break;
     }
     row_bytes_ = round_up(bytes, 64);
     rows_.reserve(rows, row_bytes_);
+}
+
+bool Operand::fits(const PackedMatrix& matrix) const {
+    const auto has_integer_rows = [](Format format) { return format == Format::int8 || format == Format::int4; };
+    const bool same_rows = format_ == matrix.format || (has_integer_rows(format_) && has_integer_rows(matrix.format));
+    return same_rows && depth_ == matrix.depth && row_group_size_ == matrix.row_group_size;
 }
 
 void Operand::prepare(const Kernels& kernels, int64_t index, const float* x, int64_t n) {
@@ -41,7 +49,8 @@ void Operand::prepare(const Kernels& kernels, int64_t index, const float* x, int
             kernels.to_bfloat16(x, n, reinterpret_cast<uint16_t*>(row), depth_);
             break;
         case Format::int8:
-            kernels.to_int8(x, n, row, depth_, group_size_);
+        case Format::int4:
+            kernels.to_int8(x, n, row, depth_, row_group_size_);
             break;
     }
 }
@@ -62,7 +71,9 @@ GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const*
     block.num_panels = panels;
     block.num_columns = std::min(panels * kPanel, matrix.out - first_panel * kPanel);
     block.depth = matrix.depth;
+    block.row_group_size = matrix.row_group_size;
     block.group_size = matrix.group_size;
+    block.wide_scales = matrix.wide_scales;
     block.out = out + first_panel * kPanel;
     block.out_stride = out_stride;
     return block;
@@ -70,6 +81,7 @@ GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const*
 
 void multiply(const Machine& machine, const PackedMatrix& matrix, const Operand& operand, int64_t rows, float* out,
               int64_t out_stride, const Epilogue& epilogue) {
+    if (!operand.fits(matrix)) throw std::logic_error("rows prepared for another kind of matrix");
     const Kernels& kernels = machine.kernels;
     const int64_t row_blocks = divide_up(rows, kRowBlock);
     const int64_t panels = panels_per_task(matrix, std::min(rows, kRowBlock));

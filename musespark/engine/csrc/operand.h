@@ -33,6 +33,9 @@ public:
     // Room for `rows` rows as inputs of matrices in this format and depth.
     void shape_for(const PackedMatrix& matrix, int64_t rows);
 
+    // Whether rows prepared for one matrix can be multiplied by another: with int4, matrices may differ in format.
+    bool fits(const PackedMatrix& matrix) const;
+
     // Convert row `index` from `in` floats. Rows may be prepared by several threads at once.
     void prepare(const Kernels& kernels, int64_t index, const float* x, int64_t n);
 
@@ -41,7 +44,7 @@ public:
 private:
     Format format_ = Format::float32;
     int64_t depth_ = 0;
-    int64_t group_size_ = 1;
+    int64_t row_group_size_ = 1;
     int64_t row_bytes_ = 0;
     Scratch<std::byte> rows_;
 };

@@ -13,12 +13,16 @@ struct Simd {
 
     // Rows times panels of 16 outputs that fit in the 32 registers together, per format; the narrow shape is for few
     // rows, where several panels keep enough independent chains in flight.
-    static constexpr int kTileRows[3] = {8, 8, 6};
-    static constexpr int kTilePanels[3] = {2, 2, 2};
+    static constexpr int kTileRows[kNumFormats] = {8, 8, 6, 6};
+    static constexpr int kTilePanels[kNumFormats] = {2, 2, 2, 2};
     static constexpr int kNarrowPanels = 4;
 
     static Float zero() { return _mm512_setzero_ps(); }
     static Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static Float load_bfloat16(const void* p) {
+        const __m256i halves = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+    }
     static void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
     static Float set1(float x) { return _mm512_set1_ps(x); }
     static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
@@ -42,10 +46,17 @@ struct Simd {
 #endif
     }
 
-    // sum + the four products of bytes in each 32 bits. Exact: |x| <= 127.
+    static Int low_nibbles(Int x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
+    static Int high_nibbles(Int x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
+
+    // `dot_int8`: sum + the four products of bytes in each 32 bits. `dot_nibbles`: the same of two vectors whose
+    // weights are from 0 to 15. Exact: |x| <= 127.
 #ifdef __AVX512VNNI__
     static constexpr uint8_t kInt8WeightXor = 0x80;  // the instruction takes one unsigned operand
     static Int dot_int8(Int sum, Int weights, Int x) { return _mm512_dpbusd_epi32(sum, weights, x); }
+    static Int dot_nibbles(Int sum, Int low, Int high, Int x_low, Int x_high) {
+        return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, low, x_low), high, x_high);
+    }
 #else
     static constexpr uint8_t kInt8WeightXor = 0;
     static Int dot_int8(Int sum, Int weights, Int x) {
@@ -53,6 +64,11 @@ struct Simd {
         const __mmask64 negative = _mm512_movepi8_mask(weights);
         const Int signed_x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
         const Int pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(weights), signed_x);
+        return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    }
+    static Int dot_nibbles(Int sum, Int low, Int high, Int x_low, Int x_high) {
+        // Two pairs of at most 2 * 15 * 127 fit in 16 bits together.
+        const Int pairs = _mm512_add_epi16(_mm512_maddubs_epi16(low, x_low), _mm512_maddubs_epi16(high, x_high));
         return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
     }
 #endif

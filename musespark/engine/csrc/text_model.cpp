@@ -13,12 +13,7 @@ TextModel::TextModel(TensorSource& source, const TextConfig& config, Format form
     const std::string prefix = config_.family->prefix;
     // The embedding is copied as it is stored: a row is all that a token needs of it.
     embedding_ = source.get(prefix + "embed_tokens.weight", {config_.vocab_size, d});
-    if (embedding_.type == Tensor::Type::int8) throw std::invalid_argument(embedding_.name + " must be in floats");
-    const int64_t element = embedding_.type == Tensor::Type::float32 ? 4 : 2;
-    embedding_memory_ = Bytes(checked_product({config_.vocab_size, d, element}));
-    std::memcpy(embedding_memory_.data(), embedding_.data, static_cast<size_t>(embedding_memory_.size()));
-    embedding_.data = embedding_memory_.data();
-    embedding_.owner.reset();
+    embedding_memory_ = keep(embedding_);
 
     for (size_t i = 0; i < config_.layers.size(); ++i) {
         layers_.push_back(load_layer(source, static_cast<int64_t>(i), format, machine));

@@ -21,7 +21,7 @@ namespace musespark {
 
 class TextModel {
 public:
-    // Format::int8 is for the text's linear maps; what reads and writes the pages is then bfloat16.
+    // Format::int8 and int4 are for the text's linear maps; what reads and writes the pages is then bfloat16.
     TextModel(TensorSource& source, const TextConfig& config, Format format, int64_t num_full_pages,
               int64_t num_sliding_pages, const Machine& machine);
     TextModel(const TextModel&) = delete;  // its parts refer to its configuration
