@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=BUNDLED)
     parser.add_argument("--preset", help="a preset with random weights instead of a checkpoint")
-    parser.add_argument("--precision", choices=["float32", "bf16", "int8"], action="append")
+    parser.add_argument("--precision", choices=["float32", "bf16", "int8", "int4"], action="append")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--isa", choices=available_isas())
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])

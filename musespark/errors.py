@@ -19,6 +19,7 @@
     └── SetupError                     the command line prints it and exits with 2
         ├── ConfigError                    invalid_config
         ├── CheckpointError                invalid_checkpoint
+        ├── NotEnoughMemory                not_enough_memory
         ├── StateError                     state_not_usable
         └── DataError                      invalid_data
 
@@ -133,6 +134,10 @@ class ConfigError(SetupError):
 
 class CheckpointError(SetupError):
     code = "invalid_checkpoint"
+
+
+class NotEnoughMemory(SetupError):
+    code = "not_enough_memory"
 
 
 class StateError(SetupError):

@@ -21,6 +21,7 @@ from musespark.engine.service import EngineService
 from musespark.errors import CheckpointError, ConfigError
 from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from musespark.model.config import ModelConfig, ModelType
+from musespark.model.weight_reader import Progress
 from musespark.providers.base import ModelInfo
 from musespark.providers.local import LocalProvider
 
@@ -37,21 +38,29 @@ class LoadedModel:
         self.provider.close()
 
 
-def load_model(settings: Settings) -> LoadedModel:
-    """Open the checkpoint, plan its memory, start the engine. Blocks; raises CheckpointError and ConfigError."""
+def load_model(settings: Settings, progress: Progress | None = None) -> LoadedModel:
+    """Open the checkpoint, plan its memory, start the engine. Blocks, and tells `progress` how much of it is read.
+
+    Raises CheckpointError, ConfigError, and NotEnoughMemory before the weights are read.
+    """
     folder = (settings.checkpoint or BUNDLED).resolve()
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, check_while_reading=True)  # the runner reads all of it
     tokenizer = open_tokenizer(folder)
     chat = open_format(folder, checkpoint.config.model_type, tokenizer)
     try:
-        return _start(settings, folder, checkpoint, tokenizer, chat)
+        return _start(settings, folder, checkpoint, tokenizer, chat, progress)
     except BaseException:
         chat.close()
         raise
 
 
 def _start(
-    settings: Settings, folder: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, chat: ChatFormat
+    settings: Settings,
+    folder: Path,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    chat: ChatFormat,
+    progress: Progress | None,
 ) -> LoadedModel:
     precision = settings.precision or default_precision(checkpoint)
     num_full, num_sliding = plan_pages(
@@ -67,6 +76,7 @@ def _start(
         num_full_pages=num_full,
         num_sliding_pages=num_sliding,
         num_threads=settings.threads,
+        progress=progress,
     )
     unsayable = tokenizer.special_ids - chat.answer_token_ids
     engine = Engine(

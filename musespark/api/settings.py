@@ -43,7 +43,9 @@ class Settings(BaseSettings):
 
     checkpoint: Path | None = Field(None, description="checkpoint folder; None is the model in the box")
     model_name: str | None = Field(None, pattern=MODEL_NAME, description="None: the folder's name")
-    precision: Literal["float32", "bf16", "int8"] | None = Field(None, description="None: int8 if quantised, else bf16")
+    precision: Literal["float32", "bf16", "int8", "int4"] | None = Field(
+        None, description="None: the integers of the checkpoint, else bf16"
+    )
     threads: int | None = Field(None, ge=1, le=256, description="of the native core; None: one per usable CPU")
     kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache")
     max_running: int = Field(16, ge=1, le=MAX_BATCH_TOKENS, description="choices generated at the same time")

@@ -25,12 +25,12 @@ keys_app = typer.Typer(help="Keys of the API on this machine.", no_args_is_help=
 app.add_typer(keys_app, name="keys")
 app.add_typer(conformance.app, name="conformance")
 
-Precision = Literal["float32", "bf16", "int8"]
+Precision = Literal["float32", "bf16", "int8", "int4"]
 CheckpointArgument = Annotated[
     Path | None, typer.Argument(help="Checkpoint folder; the model in the box if left out.", show_default=False)
 ]
 PrecisionOption = Annotated[
-    Precision | None, typer.Option(help="int8 for a quantised checkpoint, else bf16, if left out.", show_default=False)
+    Precision | None, typer.Option(help="The integers of the checkpoint, else bf16, if left out.", show_default=False)
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=256, help="Compute threads; one per usable CPU if left out.")
@@ -73,6 +73,7 @@ def serve(
     """Serve the OpenAI-compatible API."""
     from musespark.api.server import serve as serve_api
     from musespark.api.settings import Settings
+    from musespark.cli.loading import load_with_bar
 
     serve_api(
         Settings.read(
@@ -83,7 +84,8 @@ def serve(
             threads=threads,
             kv_memory_mb=kv_memory_mb,
             state_dir=state_dir,
-        )
+        ),
+        load_with_bar,
     )
 
 

@@ -20,11 +20,12 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 
-from musespark.api.load import LoadedModel, load_model
+from musespark.api.load import LoadedModel
 from musespark.api.settings import Settings
 from musespark.chat.image_files import MAX_FILE_BYTES
 from musespark.chat.images import load_image
 from musespark.chat.messages import Image, Message, Text
+from musespark.cli.loading import load_with_bar
 from musespark.errors import InvalidImage, InvalidRequest, MuseSparkError
 from musespark.providers.base import ChatRequest, ContentDelta, Finished, Provider, ReasoningDelta
 
@@ -114,7 +115,7 @@ class Conversation:
 def run_chat(settings: Settings, style: Style, prompt: str | None, images: tuple[Path, ...]) -> None:
     """Answer `prompt`, or converse until end of file. Raises what is wrong with the checkpoint, image or question."""
     with Console(stderr=True).status("loading the model"):
-        model = load_model(settings)
+        model = load_with_bar(settings)
     asyncio.run(_run(model, Conversation(model.provider, style), settings.state_dir, prompt, images))
 
 

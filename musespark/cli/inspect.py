@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from musespark.engine.machine_memory import total_memory_bytes
 from musespark.errors import CheckpointError
+from musespark.model.checkpoint import open_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.model.presets import PRESETS, preset
 from musespark.model.size import Report, describe
@@ -18,12 +19,16 @@ GB = 10**9
 
 
 def print_report(model: str, context: int | None, memory_gb: float | None, *, as_json: bool) -> None:
-    """Describe a preset or a checkpoint folder. Raises ConfigError if it is neither, CheckpointError if it is empty."""
+    """Describe a preset or a checkpoint folder: of a folder, what its weights will take as they are stored there.
+
+    Raises ConfigError if it is neither, CheckpointError if it is empty or can't be loaded.
+    """
     folder = None if model in PRESETS or not Path(model).exists() else Path(model)
     config = preset(model) if folder is None else ModelConfig.from_file(folder / "config.json")
     stored_bytes = None if folder is None else _stored_bytes(folder)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if memory_gb is None else int(memory_gb * GB)
-    report = describe(config, context_tokens=context, memory_bytes=memory)
+    checkpoint = None if folder is None else open_checkpoint(folder, check_while_reading=True)
+    memory = total_memory_bytes() if memory_gb is None else int(memory_gb * GB)
+    report = describe(config, context_tokens=context, memory_bytes=memory, checkpoint=checkpoint)
     if as_json:
         print(json.dumps({"model": model, "stored_bytes": stored_bytes, **report.to_dict()}))
         return

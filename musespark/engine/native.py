@@ -1,7 +1,7 @@
 """NativeRunner: a checkpoint on the CPU without torch. The network itself is C++ (csrc/); this file is its front door.
 
-Weights are repacked when the runner is made and owned by it, so the checkpoint may be closed afterwards. `forward` and
-`encode_image` are one native call each, with the GIL released.
+Weights are read and repacked when the runner is made, one tensor at a time, and owned by it, so the checkpoint may be
+closed afterwards. `forward` and `encode_image` are one native call each, with the GIL released.
 """
 
 from __future__ import annotations
@@ -16,21 +16,30 @@ import numpy as np
 import numpy.typing as npt
 
 from musespark.engine import _native
+from musespark.engine.machine_memory import available_memory_bytes, total_memory_bytes
 from musespark.engine.native_vision import native_tower
 from musespark.engine.rotary import rotary_frequencies, scaled_frequencies
-from musespark.errors import CheckpointError, ConfigError, EngineFailed
-from musespark.model.checkpoint import Checkpoint, Quantized
+from musespark.errors import CheckpointError, ConfigError, EngineFailed, NotEnoughMemory
+from musespark.model.checkpoint import Checkpoint
 from musespark.model.config import ModelConfig
+from musespark.model.weight_memory import (
+    Precision,
+    largest_tensor_bytes,
+    loadable_precisions,
+    planned_weight_bytes,
+    rounding_group,
+)
+from musespark.model.weight_reader import Progress, WeightReader
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
     from musespark.engine.runner import Batch
 
-Precision = Literal["float32", "bf16", "int8"]
 Isa = Literal["avx512", "avx512_base", "avx2", "portable"]
 Fetched = tuple[str, np.ndarray, np.ndarray | None, int]  # dtype, values, scales, group size
 
 MAX_THREADS: int = _native.build_info()["max_threads"]
+STEP_SHARE = 50  # rows of a step of 512 tokens take about a 200th of the weights of the published shapes
 
 
 class NativeRunner:
@@ -39,9 +48,12 @@ class NativeRunner:
 
     precision float32: everything in float32. bf16: weights, matrix operands and KV pages in bfloat16, sums in float32.
     int8: text weights in int8 groups as stored (quantised here if the checkpoint is not), operands quantised per token
-    and group, KV and image tower as in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
+    and group, KV and image tower as in bf16. int4: the same in four bits, but what a quantised checkpoint keeps in
+    floats is kept in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
     num_threads None: as many as this process may use. isa None: the best that this machine has.
-    Raises CheckpointError for tensors that can't be loaded, ConfigError for the other arguments.
+    progress is told how many bytes of the weights have been read, and of how many.
+    Raises NotEnoughMemory before anything is read, CheckpointError for tensors that can't be loaded, ConfigError for
+    the other arguments.
     """
 
     def __init__(
@@ -53,6 +65,7 @@ class NativeRunner:
         num_sliding_pages: int,
         num_threads: int | None = None,
         isa: Isa | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """precision None: `default_precision(checkpoint)`."""
         self.config: ModelConfig = checkpoint.config
@@ -70,13 +83,20 @@ class NativeRunner:
             and not (isa == "avx512" and "avx512_base" in available_isas())
         ):
             raise ConfigError(f"isa {isa!r} can't run on this machine; there are {', '.join(available_isas())}")
-        _check_pages(self.config, self.precision, num_full_pages, num_sliding_pages)
+        if self.precision not in loadable_precisions(checkpoint):
+            raise ConfigError(
+                f"precision is {self.precision}, but {checkpoint.folder} is stored in 8 bits; load it in int8, or "
+                "quantise the original to 4 bits"
+            )
+        _check_memory(checkpoint, self.precision, num_full_pages, num_sliding_pages)
+        reader = WeightReader(checkpoint, progress)
+        rounding = rounding_group(checkpoint.quantization is not None, self.precision)
         tower = native_tower(self.config)
         try:
             self._model = _native.Model(
                 text=_text(self.config),
                 vision=tower,
-                fetch=lambda name: _fetch(checkpoint, name),
+                fetch=lambda name: _fetch(reader, name, rounding),
                 precision=self.precision,
                 num_full_pages=num_full_pages,
                 num_sliding_pages=num_sliding_pages,
@@ -86,6 +106,11 @@ class NativeRunner:
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.folder} can't be loaded: {error}") from None
         self._closed = False
+        try:
+            reader.finish()
+        except CheckpointError:
+            self.close()
+            raise
 
     @property
     def isa(self) -> Isa:
@@ -95,6 +120,11 @@ class NativeRunner:
     @property
     def num_threads(self) -> int:
         return self._model.num_threads
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the weights take in memory."""
+        return self._model.weight_bytes
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Logits (R, V) float32 of `batch.logit_rows`. Raises ValueError for a batch that breaks the contract (a page,
@@ -136,23 +166,33 @@ class NativeRunner:
             raise EngineFailed("the runner is closed")
 
 
-def _check_pages(config: ModelConfig, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
+def _check_memory(checkpoint: Checkpoint, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
     for name, count in (("num_full_pages", num_full_pages), ("num_sliding_pages", num_sliding_pages)):
         if not 0 <= count < 2**31:
             raise ConfigError(f"{name} is {count:,}; it must be from 0 to 2,147,483,647")
-    full, sliding = page_bytes(config, precision)
-    wanted = num_full_pages * full + num_sliding_pages * sliding
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if wanted > memory:
+    full, sliding = page_bytes(checkpoint.config, precision)
+    pages, total = num_full_pages * full + num_sliding_pages * sliding, total_memory_bytes()
+    if pages > total:
         raise ConfigError(
-            f"{num_full_pages:,} full and {num_sliding_pages:,} sliding pages take {wanted / 2**30:,.1f} GiB; "
-            f"this machine has {memory / 2**30:,.1f} GiB of memory"
+            f"{num_full_pages:,} full and {num_sliding_pages:,} sliding pages take {pages / 2**30:,.1f} GiB; "
+            f"this machine has {total / 2**30:,.1f} GiB of memory"
+        )
+    weights, available = planned_weight_bytes(checkpoint, precision), available_memory_bytes()
+    step = weights // STEP_SHARE
+    # Pages fill up while the runner works; while it is made, a tensor that is being read takes their place.
+    if weights + step + max(pages, largest_tensor_bytes(checkpoint)) > available:
+        raise NotEnoughMemory(
+            f"{checkpoint.folder} does not fit: in {precision} its weights take {weights / 2**30:,.2f} GiB, a step "
+            f"{step / 2**30:,.2f} GiB and pages for contexts {pages / 2**30:,.2f} GiB; {available / 2**30:,.2f} GiB of "
+            f"this machine's {total / 2**30:,.2f} GiB are free; use a coarser precision or a larger machine"
         )
 
 
 def default_precision(checkpoint: Checkpoint) -> Precision:
-    """What a checkpoint is meant for: int8 if it is quantised, else bf16."""
-    return "bf16" if checkpoint.quantization is None else "int8"
+    """What a checkpoint is meant for: int8 or int4 if it has integers of that size, else bf16."""
+    if checkpoint.quantization is None:
+        return "bf16"
+    return "int4" if checkpoint.quantization.bits == 4 else "int8"
 
 
 def page_bytes(config: ModelConfig, precision: Precision) -> tuple[int, int]:
@@ -196,14 +236,10 @@ def cores_in_quota(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sy
     return min(limits, default=None)
 
 
-def _fetch(checkpoint: Checkpoint, name: str) -> Fetched:
-    """One tensor as the native core reads it: half types as uint16."""
-    weight = checkpoint.weight(name)
-    if isinstance(weight, Quantized):
-        scales = np.ascontiguousarray(weight.scales, np.float32)
-        return "I8", np.ascontiguousarray(weight.packed), scales, weight.group_size
-    data = weight.raw.data.view(np.uint16) if weight.raw.dtype == "F16" else weight.raw.data
-    return weight.raw.dtype, np.ascontiguousarray(data), None, 0
+def _fetch(reader: WeightReader, name: str, rounding_group: int) -> Fetched:
+    """One tensor as the native core reads it. Of floats, the group in which they are rounded if integers are wanted."""
+    weight = reader.read(name)
+    return weight.kind, weight.data, weight.scales, rounding_group if weight.scales is None else weight.group_size
 
 
 def _text(config: ModelConfig) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     tokenizer.json, chat_settings.json, preprocessor_config.json, model_card.md: read by other rooms, kept beside
 
 Only safetensors are read. `tensor` gives a tensor as it is stored; `weight` gives the logical weight under the name
-that transformers uses, whether it is stored plainly, quantised (weight_formats.py) or as unfused experts.
+that transformers uses, whether it is stored plainly, quantised (weight_formats.py) or as unfused experts. Both look
+into mapped files, which suits readers of a part; who needs all of it takes `WeightReader` (weight_reader.py).
 """
 
 from __future__ import annotations
@@ -87,13 +88,32 @@ class Checkpoint:
         """A tensor as stored, a view into the mapped file."""
         return self._files[name].tensor(name)
 
+    def file(self, name: str) -> TensorFile:
+        """The file that holds a tensor as stored."""
+        return self._files[name]
+
+    def check_files(self) -> None:
+        """Raises CheckpointError if a file is not what the folder's checksums say: what opening has left to be done."""
+        for file in {file.path: file for file in self._files.values()}.values():
+            file.reader.check()
+
+    def parts(self, name: str) -> list[tuple[str, Shape]]:
+        """The matrices that make up a logical tensor, in stacking order: itself, or one or two per expert."""
+        return self._parts(name, self._shapes[name])
+
+    def kind(self, part: str) -> str:
+        """How a stored matrix is stored: its dtype, or "packed" for integers in words."""
+        kind = self._kind(part)
+        assert kind is not None, "opening has found a form for every part"
+        return kind
+
     def weight(self, name: str) -> Weight:
         """The logical tensor `name`, whichever way it is stored. Packed integers and unfused experts are copied.
 
         Experts are (E, out, in), also Llama 4's, whose fused tensors are stored (and said by `shape` to be) transposed.
         Raises CheckpointError if its scales are not finite.
         """
-        parts = self._parts(name, self._shapes[name])
+        parts = self.parts(name)
         if parts[0][0] == name:
             return self.stored_weight(name)
         return join_experts((self.stored_weight(part) for part, _ in parts), len(parts), self._shapes[name][0])
@@ -199,10 +219,13 @@ class Checkpoint:
         return f"{name} is {found}, expected {' or '.join(dtypes)} {list(shape)}"
 
 
-def open_checkpoint(folder: Path | str) -> Checkpoint:
-    """Open and check a checkpoint folder. Reads headers only, and allocates nothing of the size of the weights.
+def open_checkpoint(folder: Path | str, *, check_while_reading: bool = False) -> Checkpoint:
+    """Open and check a checkpoint folder. Allocates nothing of the size of the weights, and reads headers only, but all
+    of the files where the folder has checksums.
 
-    Raises CheckpointError naming the file and the tensor, ConfigError for a `config.json` that we can't run.
+    check_while_reading: not even then; the files are checked while they are read, and who asks for this must call
+    `check_files` when it has read them, as NativeRunner does. Raises CheckpointError naming the file and the tensor,
+    ConfigError for a `config.json` that we can't run.
     """
     folder = Path(folder)
     refuse_pickle(folder)
@@ -212,7 +235,8 @@ def open_checkpoint(folder: Path | str) -> Checkpoint:
     config = ModelConfig.from_dict(data)
     weight_format = read_weight_format(folder, data)
     generation = GenerationDefaults.from_file(folder / "generation_config.json", config)
-    return Checkpoint(folder, config, generation, weight_format, open_weights(folder))
+    files = open_weights(folder, check_while_reading=check_while_reading)
+    return Checkpoint(folder, config, generation, weight_format, files)
 
 
 def save_checkpoint(

@@ -12,7 +12,7 @@ from typing import Any
 
 from musespark.errors import CheckpointError
 from musespark.model.json_file import read_json_object, show
-from musespark.model.manifest import MANIFEST, check_manifest, write_manifest
+from musespark.model.manifest import MANIFEST, check_file, read_manifest, write_manifest
 from musespark.model.tensor_file import TensorFile
 
 WEIGHTS_FILE = "model.safetensors"
@@ -32,13 +32,19 @@ def refuse_pickle(path: Path | str) -> None:
         )
 
 
-def open_weights(folder: Path) -> dict[str, TensorFile]:
+def open_weights(folder: Path, *, check_while_reading: bool = False) -> dict[str, TensorFile]:
     """Tensor name -> the open file that holds it, from the one file or from the shards that the index lists.
 
-    Raises CheckpointError for a file that is not whole, or is not what the folder's checksums say.
+    Raises CheckpointError for a file that is not whole, or is not what the folder's checksums say. check_while_reading:
+    the files with tensors are not read for that now, see `FileReader.expect`.
     """
     tensors = _open_files(folder)
-    check_manifest(folder)
+    files = {file.path.name: file for file in tensors.values()}
+    for name, digest in read_manifest(folder).items():
+        if check_while_reading and name in files:
+            files[name].reader.expect(digest)
+        else:
+            check_file(folder / name, digest)
     return tensors
 
 

@@ -1,11 +1,13 @@
 """What a configuration costs, from its shapes alone: parameters, bytes, KV memory, and whether it fits a machine.
 
 Nothing is allocated: the numbers are sums over `expected_tensors`, the list that the loader checks files against. They
-are of weights and KV entries; activations, rounding to pages and the process itself come on top.
+are of weights and KV entries; activations, rounding to pages and the process itself come on top. What weights take in
+memory is in weight_memory.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import Counter
@@ -14,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from musespark.errors import CheckpointError, ConfigError
+from musespark.model.checkpoint import Checkpoint
 from musespark.model.config import ModelConfig
 from musespark.model.pack_quantized import Bits, Quantization
 from musespark.model.quantize import default_group_size
@@ -27,8 +30,7 @@ from musespark.model.tensors import (
     is_fused_experts,
     is_quantizable,
 )
-
-Precision = Literal["float32", "bf16", "int8", "int4"]
+from musespark.model.weight_memory import Precision, loadable_precisions, planned_weight_bytes, weight_bytes_of
 
 # The first pattern found in a tensor's name says which component it counts to.
 COMPONENTS = {
@@ -146,9 +148,10 @@ class Fit:
 class Report:
     """What `musespark inspect` prints.
 
-    checkpoint_bytes counts the tensors of a whole checkpoint, loaded_bytes those without the audio tower, which is
-    never loaded. A precision that the widths of the model don't allow is absent from both. KV entries are float32
-    beside float32 weights and bf16 beside all others.
+    checkpoint_bytes counts the tensors of a whole checkpoint; loaded_bytes is what the native runner takes for them,
+    without the audio tower, which is never loaded: of a checkpoint stored in that precision, or of the checkpoint that
+    was given. A precision that the widths of the model, or the checkpoint, don't allow is absent. KV entries are
+    float32 beside float32 weights and bf16 beside all others.
     """
 
     parameters: Parameters
@@ -165,9 +168,16 @@ class Report:
         return asdict(self) | {"kv_cache": {name: kv.to_dict() for name, kv in self.kv_cache.items()}}
 
 
-def describe(config: ModelConfig, *, context_tokens: int | None = None, memory_bytes: int | None = None) -> Report:
+def describe(
+    config: ModelConfig,
+    *,
+    context_tokens: int | None = None,
+    memory_bytes: int | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Report:
     """The report on `config`; with `memory_bytes` also what fits there beside a sequence of `context_tokens`.
 
+    checkpoint: one of `config`, whose weights are to be loaded as they are stored there.
     context_tokens is by default the longest that the model takes. Raises ConfigError if a number is out of range.
     """
     longest = config.text.max_position_embeddings
@@ -177,12 +187,18 @@ def describe(config: ModelConfig, *, context_tokens: int | None = None, memory_b
     if memory_bytes is not None and memory_bytes < 0:
         raise ConfigError(f"a memory of {memory_bytes:,} bytes is out of range")
     audio = {} if config.audio is None else audio_tensors(config.audio, config.text.hidden_size)
-    loaded = _loaded_bytes(config)
+    groups = _groups(config)
+    if checkpoint is None:
+        loaded = {name: weight_bytes_of(config, name, group) for name, group in groups.items()}
+    else:
+        loaded = {name: planned_weight_bytes(checkpoint, name) for name in loadable_precisions(checkpoint)}
     parameters = _parameters(config, expected_tensors(config) | audio)
     report = Report(
         parameters=parameters,
         # The audio tower is never quantised.
-        checkpoint_bytes={name: size + _plain_bytes(audio, name) for name, size in loaded.items()},
+        checkpoint_bytes={
+            name: _stored_bytes(config, name, group) + _plain_bytes(audio, name) for name, group in groups.items()
+        },
         loaded_bytes=loaded,
         kv_cache={"float32": _kv_cache(config, 4), "bf16": _kv_cache(config, 2)},
         flops_per_token=_flops(config, parameters, context_tokens),
@@ -218,23 +234,25 @@ def _parameters(config: ModelConfig, shapes: Mapping[str, Shape]) -> Parameters:
     )
 
 
-def _loaded_bytes(config: ModelConfig) -> dict[Precision, int]:
-    """Precision -> bytes of the tensors that `save_checkpoint` or `quantize_checkpoint` writes for it."""
-    shapes = expected_tensors(config)
-    sizes: dict[Precision, int] = {
-        "float32": _plain_bytes(shapes, "float32"),
-        "bf16": _plain_bytes(shapes, "bf16"),
-    }
+def _groups(config: ModelConfig) -> dict[Precision, int | None]:
+    """Each precision in which there can be a checkpoint -> the inputs that share a scale; None: it has no integers."""
+    groups: dict[Precision, int | None] = {"float32": None, "bf16": None}
     quantized: tuple[tuple[Precision, Bits], ...] = (("int8", 8), ("int4", 4))
     for precision, bits in quantized:
-        try:
-            quantization = Quantization(bits, default_group_size(config, bits))
-        except CheckpointError:  # no group divides the widths of this model: it has no such checkpoint
-            continue
-        kept = {name: shape for name, shape in shapes.items() if not is_quantizable(name)}
-        packed = (_packed_bytes(name, shape, quantization) for name, shape in shapes.items() if name not in kept)
-        sizes[precision] = _plain_bytes(kept, "bf16") + sum(packed)
-    return sizes
+        with contextlib.suppress(CheckpointError):  # no group divides the widths of this model
+            groups[precision] = default_group_size(config, bits)
+    return groups
+
+
+def _stored_bytes(config: ModelConfig, precision: Precision, group_size: int | None) -> int:
+    """Bytes of the tensors that `save_checkpoint` or `quantize_checkpoint` writes."""
+    shapes = expected_tensors(config)
+    if group_size is None:
+        return _plain_bytes(shapes, precision)
+    quantization = Quantization(4 if precision == "int4" else 8, group_size)
+    kept = {name: shape for name, shape in shapes.items() if not is_quantizable(name)}
+    packed = (_packed_bytes(name, shape, quantization) for name, shape in shapes.items() if name not in kept)
+    return _plain_bytes(kept, "bf16") + sum(packed)
 
 
 def _plain_bytes(shapes: Mapping[str, Shape], precision: Precision) -> int:

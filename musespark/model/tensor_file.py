@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from musespark.errors import CheckpointError
+from musespark.model.file_reader import FileReader
 from musespark.model.json_file import parse_json_object, show
 
 Dtype = Literal["F32", "F16", "BF16", "F8_E4M3", "I8", "I32", "I64", "U8"]
@@ -95,7 +96,10 @@ class Entry:
 
 
 class TensorFile:
-    """A safetensors file, checked and mapped. The mapping lives as long as any array of it."""
+    """A safetensors file, checked, and mapped for those who look at parts of it; `read_into` is for reading all of it.
+
+    The mapping lives as long as any array of it.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError if the file is not exactly a safetensors file of dtypes that we know."""
@@ -111,6 +115,7 @@ class TensorFile:
                     header, data_start = _read_header(file.read, status.st_size, path.name)
                 self.entries = _check_entries(header, data_start, status.st_size, path.name)
                 self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                self.reader = FileReader(path, descriptor, status.st_size)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -126,6 +131,16 @@ class TensorFile:
             data = data.copy()
         data.flags.writeable = False
         return RawTensor(entry.dtype, entry.shape, data.reshape(entry.shape))
+
+    def read_into(self, name: str, out: np.ndarray, start: int = 0) -> None:
+        """Fill `out`, a contiguous array, with the tensor's bytes from byte `start` on, without the mapping.
+
+        Page by page, a disk may give a thirtieth of what it gives in large pieces. Raises CheckpointError if the file
+        has shrunk or can't be read.
+        """
+        entry = self.entries[name]
+        assert 0 <= start <= start + out.nbytes <= entry.end - entry.start, f"{name} has no such bytes"
+        self.reader.read_into(entry.start + start, out.reshape(-1).view(np.uint8).data)
 
 
 class TensorWriter:

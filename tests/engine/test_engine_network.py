@@ -126,7 +126,7 @@ def test_alone_and_chunked_equals_the_naive_loop(
         assert run_alone(engine, asked[index].request()).ids() == naive[index]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])
 def test_a_rounded_network_says_the_same_alone_batched_chunked_cached(
     network: Network, asked: list[Asked], precision: str
 ) -> None:

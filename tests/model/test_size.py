@@ -82,7 +82,16 @@ def test_bytes_of_the_release_are_those_of_its_files_less_the_headers() -> None:
     headers = 1_644_333_393_864 - OPEN.checkpoint_bytes["bf16"]
     assert OPEN.checkpoint_bytes["bf16"] == 2 * 821_906_490_368 + 4 * 130_039_296
     assert 1928 * 80 < headers < 1928 * 200  # what 1,928 tensors and more take in the JSON of 65 shards
-    assert OPEN.checkpoint_bytes["bf16"] - OPEN.loaded_bytes["bf16"] == 2 * 117_840_384  # the audio tower
+
+
+def test_memory_is_what_the_files_hold_to_a_percent_but_for_the_audio_tower() -> None:
+    """Of published shapes: those of tiny ones are mostly edges. Norms are float32, a last panel is filled up."""
+    for name in ("muse-spark-open", "muse-glimmer-30b", "llama-4-scout", "llama-4-maverick"):
+        report = describe(preset(name))
+        audio = 2 * report.parameters.components["audio_tower"]
+        for precision, stored in report.checkpoint_bytes.items():
+            expected = stored - audio * (2 if precision == "float32" else 1)
+            assert abs(report.loaded_bytes[precision] / expected - 1) < 0.01, (name, precision)
 
 
 def test_kv_bytes_of_the_release_are_the_published_ones() -> None:
@@ -113,7 +122,7 @@ def test_parameters_and_bytes_are_those_of_real_files(name: str, tmp_path: Path)
     for precision in report.checkpoint_bytes:
         checkpoint = open_checkpoint(tmp_path / precision)
         stored = sum(checkpoint.tensor(tensor).data.nbytes for tensor in checkpoint.stored_names())
-        assert report.checkpoint_bytes[precision] == report.loaded_bytes[precision] == stored
+        assert report.checkpoint_bytes[precision] == stored
 
 
 def test_nothing_is_allocated_and_64_bits_are_not_a_limit() -> None:

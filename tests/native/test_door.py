@@ -183,7 +183,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"num_threads": 0}, "num_threads is 0; it must be from 1 to 256"),
         ({"num_threads": 257}, "num_threads is 257"),
-        ({"precision": "fp8"}, "float32, bf16, int8"),
+        ({"precision": "fp8"}, "float32, bf16, int8, int4"),
         ({"isa": "mmx"}, "portable"),
         ({"num_full_pages": -1}, "num_full_pages is -1"),
         ({"num_sliding_pages": 2**31}, "num_sliding_pages is 2,147,483,648"),
@@ -210,13 +210,44 @@ def test_a_tensor_of_another_shape_is_refused_by_name(folder: Path) -> None:
 
 
 def test_a_tensor_that_would_have_to_be_copied_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copy would be gone before its weights are packed. Columns first instead of rows; doubles as scales."""
-    values = np.zeros((97, WIDTH), np.int8), np.zeros((97, 1), np.float64)
-    wrong = ("F32", np.zeros((97, WIDTH), np.float32, order="F"), None, 0), ("I8", *values, WIDTH)
+    """The copy would be gone before its weights are packed. Columns first instead of rows; in values and in scales."""
+    values, scales = np.zeros((97, WIDTH), np.int8), np.zeros((97, 2), np.float32, order="F")
+    wrong = ("F32", np.zeros((97, WIDTH), np.float32, order="F"), None, 0), ("I8", values, scales, WIDTH // 2)
     for fetched, message in zip(wrong, ("embed_tokens.weight", "scale of .*embed_tokens.weight"), strict=True):
-        monkeypatch.setattr(engine_native, "_fetch", lambda _, name, fetched=fetched: fetched)
+        monkeypatch.setattr(engine_native, "_fetch", lambda *_, fetched=fetched: fetched)
         with pytest.raises(CheckpointError, match=f"{message} is not a contiguous array"):
             open_native(folder)
+
+
+INTEGERS = np.zeros((97, 24), np.int8)
+WORDS = np.zeros((97, 12), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("fetched", "message"),
+    [
+        (
+            ("I8", INTEGERS, np.zeros((97, 1), np.float64), 24),
+            "scale of .* is neither float32 nor the bits of bfloat16",
+        ),
+        (("I8", INTEGERS, np.zeros((97, 2), np.float32), 24), "scales of another shape"),
+        (("I8", INTEGERS, np.zeros((97, 4), np.float32), 6), "groups of 6 inputs; they must be a multiple of 4"),
+        (("I8", INTEGERS, np.zeros((97, 0), np.float32), 24), "has no scales"),
+        (("I4", WORDS, np.zeros((97, 2), np.uint16), 24), "scales of another shape"),
+        (("I4", WORDS, np.zeros((96, 1), np.uint16), 24), "scales of another shape"),
+        (("I4", WORDS[:, :11].copy(), np.zeros((97, 1), np.uint16), 24), "scales of another shape"),
+        (("I4", INTEGERS, np.zeros((97, 1), np.uint16), 24), "has the type I4, which can't be loaded"),
+        (("F32", np.zeros((97, 24), np.float32), None, 6), "groups of 6 inputs"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else value[0],
+)
+def test_integers_that_do_not_fit_their_scales_are_refused(
+    folder: Path, fetched: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening a checkpoint refuses them before; the core doesn't rely on it."""
+    monkeypatch.setattr(engine_native, "_fetch", lambda *_: fetched)
+    with pytest.raises(CheckpointError, match=message):
+        open_native(folder)
 
 
 def test_an_embedding_in_integers_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +255,7 @@ def test_an_embedding_in_integers_is_refused(folder: Path, monkeypatch: pytest.M
     checkpoint = open_checkpoint(folder)
     checkpoint.config = replace(CONFIG, text=replace(CONFIG.text, hidden_size=12))
     fetched = "I8", np.zeros((97, 12), np.int8), np.zeros((97, 1), np.float32), 12
-    monkeypatch.setattr(engine_native, "_fetch", lambda _, name: fetched)
+    monkeypatch.setattr(engine_native, "_fetch", lambda *_: fetched)
     with pytest.raises(CheckpointError, match=r"embed_tokens\.weight must be in floats"):
         NativeRunner(checkpoint, precision="float32", num_full_pages=1, num_sliding_pages=1)
 
@@ -278,7 +309,7 @@ def test_python_runs_on_while_a_step_is_computed() -> None:
 def test_page_bytes_are_k_and_v_of_64_tokens_in_all_layers_of_the_group() -> None:
     toy = preset("toy")  # one full and one sliding layer, 2 kv heads of 16; K and V of two bytes
     assert page_bytes(toy, "bf16") == (64 * 2 * 16 * 2 * 2, 64 * 2 * 16 * 2 * 2)
-    assert page_bytes(toy, "int8") == page_bytes(toy, "bf16")
+    assert page_bytes(toy, "int4") == page_bytes(toy, "int8") == page_bytes(toy, "bf16")
     assert page_bytes(toy, "float32") == tuple(2 * size for size in page_bytes(toy, "bf16"))
     # As published: 65,536 bytes a token in the 16 full layers of the published model, 4,096 in each layer.
     assert page_bytes(preset("muse-spark-open"), "bf16") == (64 * 16 * 4096, 64 * 46 * 4096)

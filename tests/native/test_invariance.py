@@ -23,7 +23,7 @@ FAMILIES: tuple[ModelType, ...] = ("muse_spark", "muse_glimmer", "llama4")
 CASES = [
     (family, precision, isa)
     for family in FAMILIES
-    for precision in ("float32", "bf16", "int8")
+    for precision in ("float32", "bf16", "int8", "int4")
     for isa in available_isas()
 ]
 
@@ -137,7 +137,7 @@ def test_pages_beyond_four_gibibytes_are_as_good_as_the_first() -> None:
     assert np.array_equal(low, high)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("family", ["muse_glimmer", "llama4"])
 def test_the_number_of_threads_changes_nothing_in_any_family(family: ModelType, precision: str) -> None:
     network = network_of(family)
@@ -150,7 +150,7 @@ def test_the_number_of_threads_changes_nothing_in_any_family(family: ModelType, 
     assert all(np.array_equal(result, results[0]) for result in results)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8", "int4"])
 def test_the_number_of_threads_changes_nothing(network: Network, precision: str) -> None:
     image = picture(10, 14)
     results = []

@@ -11,7 +11,7 @@ import torch
 
 from musespark.engine.native import NativeRunner, available_isas
 from musespark.engine.runner import NO_PAGE
-from musespark.model.checkpoint import open_checkpoint, save_checkpoint
+from musespark.model.checkpoint import Plain, open_checkpoint, save_checkpoint
 from musespark.model.network import MuseSpark
 from musespark.model.quantize import quantize_checkpoint
 from tests.model.network.builders import (
@@ -163,7 +163,8 @@ def test_coarser_precisions_stay_as_near_to_float32_as_torch_in_bf16(
 def test_a_quantised_checkpoint_is_run_with_its_own_integers(
     wide_network: MuseSpark, bits: int, tmp_path: Path
 ) -> None:
-    """In float32 the runner must give what torch gives for the dequantised weights; in int8, nearly that."""
+    """In float32 the runner must give what torch gives for the dequantised weights; in integers nearly that, as int8
+    does where it rounds the weights, too. In four bits and in eight it gives the same bits."""
     save_checkpoint(tmp_path / "plain", wide_network.config, wide_network.state_dict())
     quantize_checkpoint(tmp_path / "plain", tmp_path / "quantised", bits=bits, group_size=32)
     checkpoint = open_checkpoint(tmp_path / "quantised")
@@ -174,10 +175,31 @@ def test_a_quantised_checkpoint_is_run_with_its_own_integers(
     reference = reference_logits(dequantised, ids)
     batch = batch_of(Stream(ids, pages_for(130)))
     assert_close(open_native(tmp_path / "quantised").forward(batch), reference)
-    in_int8 = NativeRunner(checkpoint, num_full_pages=16, num_sliding_pages=16, num_threads=1)
-    assert in_int8.precision == "int8"
+    as_stored = NativeRunner(checkpoint, num_full_pages=16, num_sliding_pages=16, num_threads=1)
+    assert as_stored.precision == f"int{bits}"
     coarse = divergence(reference, torch_in_bf16(dequantised, ids))
-    assert divergence(reference, in_int8.forward(batch)) < 15 * coarse
+    logits = as_stored.forward(batch)
+    assert divergence(reference, logits) < 15 * coarse
+    assert np.array_equal(open_native(tmp_path / "quantised", precision="int8").forward(batch), logits)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_floats_are_rounded_to_the_integers_that_the_quantiser_writes(
+    wide_network: MuseSpark, bits: int, tmp_path: Path
+) -> None:
+    """Two programs, one in numpy and one in the core, that must agree on every weight and every scale."""
+    save_checkpoint(tmp_path / "float32", wide_network.config, wide_network.state_dict())
+    # What is not quantised is bfloat16 in the other.
+    quantize_checkpoint(tmp_path / "float32", tmp_path / "quantised", bits=bits, group_size=32)
+    quantised = open_checkpoint(tmp_path / "quantised")
+    kept = dict(wide_network.state_dict())
+    for name in kept:
+        if isinstance(plain := quantised.weight(name), Plain):
+            kept[name] = torch.from_numpy(plain.float32().copy())
+    save_checkpoint(tmp_path / "plain", wide_network.config, kept)
+    batch = batch_of(Stream(random_ids(130), pages_for(130)))
+    rounded, stored = (open_native(tmp_path / name, precision=f"int{bits}") for name in ("plain", "quantised"))
+    assert np.array_equal(rounded.forward(batch), stored.forward(batch))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -28,6 +28,7 @@ Tensor sum_of_frames(const Tensor& tensor, int64_t out, int64_t frame) {
     result.shape = {out, frame};
     result.data = sum->data();
     result.owner = sum;
+    result.held_bytes = tensor.held_bytes;
     return result;
 }
 
