@@ -13,6 +13,7 @@ from musespark.errors import ConfigError, NotEnoughMemory
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.model.pack_quantized import Quantization
+from musespark.model.presets import preset
 from musespark.model.quantize import quantize_checkpoint
 from musespark.model.size import describe
 from musespark.model.weight_memory import Precision, largest_tensor_bytes, loadable_precisions, planned_weight_bytes
@@ -36,7 +37,11 @@ def runner_of(folder: Path, precision: Precision) -> NativeRunner:
     )
 
 
-@pytest.fixture(scope="module", params=[TOY, ODD], ids=["toy", "odd"])
+@pytest.fixture(
+    scope="module",
+    params=[TOY, ODD, preset("toy-glimmer"), preset("toy-llama4")],
+    ids=["toy", "odd", "glimmer", "llama4"],
+)
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     return request.param
 
