@@ -1,7 +1,7 @@
 """The cases of logits: checkpoints made from recipes, prompts, expected logits, and what mistakes do to them.
 
-A prompt is drawn again until no router is in doubt and every mistake shows: a tie may fall either way in two right
-engines, and a case that lets its mistake pass guards nothing.
+A prompt is drawn again until no router is in doubt, rounding does not show and every mistake does: a tie may fall
+either way in two right engines, some prompts make much of little, and a case that lets its mistake pass guards nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from musespark.conformance.mistakes import all_mistakes, assemble
 from musespark.conformance.prompts import Prompt, draw, to_arrays
 from musespark.conformance.recipes import LogitCase, Recipe
-from musespark.conformance.seeded import make_weights
+from musespark.conformance.seeded import make_weights, raw
 from musespark.conformance.suite import Arrays, Case, Guard
 from musespark.errors import DataError
 from musespark.model.config import ModelConfig
@@ -22,7 +22,8 @@ from musespark.model.network import Network
 from musespark.model.network.llama4 import Llama4Router
 from musespark.model.network.moe import Router, Routing
 
-TOLERANCE = 3e-4  # float32 engines differ by about 1e-5; rows that a norm magnifies, by 1e-4
+TOLERANCE = 3e-4  # float32 engines differ by about 1e-5; where a norm magnifies what is nearly zero, by 1e-4
+LARGEST_NOISE = TOLERANCE / 3  # what a change of every weight in its last places may do at the most
 SMALLEST_SHOW = 4 * TOLERANCE  # what a mistake must do at the least
 SMALLEST_MARGIN = 2e-3  # between the last expert chosen and the first one not chosen
 MAX_ATTEMPTS = 200
@@ -42,6 +43,7 @@ def make_case(recipe: Recipe, case: LogitCase, seed: int, network: Network) -> t
 
     Raises DataError if no prompt brings its mistakes to light.
     """
+    shaken = _shaken(network, seed)
     mistakes = all_mistakes()[recipe.family]
     wrong = {name: mistakes[name].make(copy.deepcopy(network)) for name in case.mistakes}
     case_id = f"{recipe.name}.{case.name}"
@@ -52,13 +54,15 @@ def make_case(recipe: Recipe, case: LogitCase, seed: int, network: Network) -> t
             continue
         positions = _positions(case, len(prompt.token_ids))
         expected = logits(network, prompt, positions)
+        if np.abs(logits(shaken, prompt, positions) - expected).max() > LARGEST_NOISE:
+            continue
         moves = {name: float(np.abs(logits(one, prompt, positions) - expected).max()) for name, one in wrong.items()}
         hidden = [name for name, moved in moves.items() if not moved > SMALLEST_SHOW]
         if not hidden:
             guards = tuple(Guard(mistakes[name].says, float(f"{moved:.2g}")) for name, moved in moves.items())
             made = Case(case_id, "logits", recipe.family, case.about, guards, TOLERANCE, recipe.name)
             return made, to_arrays(prompt, positions), {"logits": expected}
-    why = f"{hidden[0]} does not show" if hidden else "routers stay in doubt"
+    why = f"{hidden[0]} does not show" if hidden else "routers stay in doubt, or rounding shows"
     raise DataError(f"seed {seed}: no prompt for {case_id}: {why}; choose another seed")
 
 
@@ -66,6 +70,15 @@ def logits(network: Network, prompt: Prompt, positions: list[int]) -> np.ndarray
     """(P, V) float32."""
     hidden, _ = network.hidden_states(torch.tensor([prompt.token_ids]), images=prompt.images)
     return network.logits(hidden[0, positions]).numpy()
+
+
+def _shaken(network: Network, seed: int) -> Network:
+    """The network with every weight moved by two units in its last place, up or down: what rounding may do."""
+    shaken = copy.deepcopy(network)
+    for name, weight in shaken.state_dict().items():
+        up = raw(seed, f"{name} up", weight.numel()).reshape(tuple(weight.shape)) & np.uint64(1)
+        weight.mul_(1 + (torch.from_numpy(up.astype(np.float32)) * 2 - 1) * 2**-22)
+    return shaken
 
 
 def _positions(case: LogitCase, num_tokens: int) -> list[int]:

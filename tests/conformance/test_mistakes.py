@@ -74,6 +74,14 @@ def test_a_mistake_leaves_cases_alone_that_do_not_reach_it(
         assert result.status == "pass", case
 
 
+def test_a_prompt_on_which_rounding_shows_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused when nothing may move is the noise: one prompt of this network is as bad as the other then."""
+    monkeypatch.setattr(logit_cases, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(logit_cases, "LARGEST_NOISE", 0.0)
+    with pytest.raises(DataError, match="rounding shows"):
+        make_case(RECIPES[0], RECIPES[0].cases[0], 0, build(RECIPES[0], 0)[2])
+
+
 def test_a_case_that_lets_its_mistake_pass_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """One token has no window to get wrong."""
     monkeypatch.setattr(logit_cases, "MAX_ATTEMPTS", 3)
