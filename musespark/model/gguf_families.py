@@ -237,6 +237,8 @@ def _llama4_problems(text: TextConfig) -> Iterator[str]:
     chunked = tuple("chunked_attention" if rope else "full_attention" for rope in uses_rope)
     if text.layer_uses_rope != uses_rope or text.layer_types != chunked:
         yield f"it has every {NO_ROPE_INTERVAL}th layer full and without rotary embedding, and no other"
+    if "full_attention" not in text.layer_types:  # it makes an input for such layers, and fails where nothing reads it
+        yield f"num_hidden_layers is {text.num_hidden_layers}, and it needs a full layer, the {NO_ROPE_INTERVAL}th"
     if text.attention_chunk_size != CHUNK_SIZE and longest > min(text.attention_chunk_size, CHUNK_SIZE):
         yield f"attention_chunk_size is {text.attention_chunk_size:,}, and it has {CHUNK_SIZE:,}"
     floor = text.floor_scale if text.attn_temperature_tuning else CHUNK_SIZE
@@ -259,6 +261,8 @@ def _llama4_problems(text: TextConfig) -> Iterator[str]:
 def _glimmer_problems(text: TextConfig) -> Iterator[str]:
     if text.layer_uses_rope != tuple(kind == "sliding_attention" for kind in text.layer_types):
         yield "layer_rope_theta: it has rotary embedding on sliding layers and on no other"
+    if "sliding_attention" not in text.layer_types:
+        yield "layer_types has no sliding_attention, and it needs one such layer"
     if not _close(text.post_norm_eps, POST_NORM_EPS):
         yield f"post_norm_eps is {text.post_norm_eps}, and it has {POST_NORM_EPS}"
 

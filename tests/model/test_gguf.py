@@ -353,6 +353,7 @@ class TestWhatLlamaCppCannotRunIsRefused:
             ({"attn_temperature_tuning": False, "max_position_embeddings": 8191}, None),
             ({"attn_temperature_tuning": False, "max_position_embeddings": 8192}, "attn_temperature_tuning False"),
             ({"no_rope_layer_interval": 2}, "every 4th layer full"),
+            ({"num_hidden_layers": 3}, "num_hidden_layers is 3, and it needs a full layer"),
             ({"use_qk_norm": False}, "use_qk_norm is False with 4 experts"),
             ({"use_qk_norm": False, "num_local_experts": 128}, None),
             ({"num_local_experts": 128}, "use_qk_norm is True with 128 experts"),
@@ -372,7 +373,11 @@ class TestWhatLlamaCppCannotRunIsRefused:
 
     @pytest.mark.parametrize(
         ("text", "problem"),
-        [({"layer_rope_theta": [1, 1]}, "layer_rope_theta"), ({"post_norm_eps": 1e-5}, "post_norm_eps is 1e-05")],
+        [
+            ({"layer_rope_theta": [1, 1]}, "layer_rope_theta"),
+            ({"post_norm_eps": 1e-5}, "post_norm_eps is 1e-05"),
+            ({"num_hidden_layers": 1}, "layer_types has no sliding_attention"),
+        ],
     )
     def test_a_muse_glimmer_that_differs_too(self, text: dict[str, Any], problem: str) -> None:
         with pytest.raises(ConfigError, match=problem):

@@ -102,9 +102,14 @@ def prompt(length: int) -> torch.Tensor:
         config("llama4", SCOUT, use_qk_norm=False, num_local_experts=128),
         config("llama4", SCOUT, rope_parameters={**SCOUT["rope_parameters"], "high_freq_factor": 4.0}),
         config("llama4", SCOUT, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}),
+        config("llama4", SCOUT, num_hidden_layers=4),
         config("muse_glimmer", GLIMMER),
+        config("muse_glimmer", GLIMMER, layer_types=["sliding_attention"] * 6, layer_rope_theta=[1] * 6),
     ],
-    ids=["scout", "interleaved", "three of five experts", "maverick", "smooth rope", "plain rope", "glimmer"],
+    ids=[
+        *("scout", "interleaved", "three of five experts", "maverick", "smooth rope", "plain rope"),
+        *("four layers", "glimmer", "glimmer with sliding layers only"),
+    ],
 )
 def test_llama_cpp_computes_our_logits_in_float32(tmp_path: Path, model: ModelConfig) -> None:
     network = random_checkpoint(tmp_path / "toy", model)
