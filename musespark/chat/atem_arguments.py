@@ -14,6 +14,7 @@ from typing import Any
 from musespark.chat.constraint import GrammarWriter, json_value, literal, one_of
 from musespark.chat.messages import Tool
 from musespark.chat.schemas import ANNOTATIONS, resolve
+from musespark.chat.text_patterns import FORMATS, whole_text
 from musespark.chat.tools import is_text
 from musespark.errors import InvalidSchema
 
@@ -23,7 +24,7 @@ _OTHER_KEY = r'/[^"<>\n]{1,64}/'
 _NO_TAG = r"~/(?s:.*)<\/atem:(?s:.*)/"
 _DEFINITIONS = ("$defs", "definitions")
 _OF_OBJECTS = frozenset(("type", "properties", "required", "additionalProperties", *_DEFINITIONS)) | ANNOTATIONS
-_OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "$ref")) | ANNOTATIONS
+_OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "pattern", "format", "$ref")) | ANNOTATIONS
 
 
 def any_arguments(writer: GrammarWriter, prefix: str) -> str:
@@ -104,10 +105,25 @@ class Arguments:
             if any("</atem:" in value for value in values):
                 raise self._problem(place, "has a value with `</atem:`, which this model's calls can't hold")
             return _text(self._writer, rule, one_of(*map(literal, values)))
+        rules = [f"/{text}/" for text in self._patterns(schema, place)]
         if "minLength" in schema or "maxLength" in schema:
             # Counting and looking out for a tag at once would take too many states.
-            return _text(self._writer, rule, f"/[^<]{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/")
-        return _text(self._writer, rule, f"/(?s:.*)/ & {_NO_TAG}")
+            rules.append(f"/[^<]{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/")
+        else:
+            rules += ["/(?s:.*)/", _NO_TAG]
+        return _text(self._writer, rule, " & ".join(rules))
+
+    def _patterns(self, schema: Mapping[str, Any], place: str) -> Iterator[str]:
+        if "format" in schema:
+            if not isinstance(schema["format"], str) or schema["format"] not in FORMATS:
+                formats = ", ".join(FORMATS)
+                raise self._problem(f"{place}.format", f"must be one of {formats} for a string in this model's calls")
+            yield FORMATS[schema["format"]]
+        if "pattern" in schema:
+            text = whole_text(schema["pattern"]) if isinstance(schema["pattern"], str) else None
+            if text is None:
+                raise self._problem(f"{place}.pattern", "must be a regular expression with anchors at its ends only")
+            yield text
 
     def _problem(self, place: str, problem: str) -> InvalidSchema:
         path = f"{self._field}{place}"
