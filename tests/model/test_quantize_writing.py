@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors
 
-from musespark.errors import CheckpointError
+from musespark.errors import CheckpointError, SetupError
 from musespark.model.checkpoint import open_checkpoint
+from musespark.model.convert import convert_to_hf
 from musespark.model.quantize import quantize_checkpoint
 from musespark.model.tensor_file import TensorWriter
 from tests.model.files import TOY, random_tensors, saved_toy, toy_config, write_stored
@@ -77,6 +79,7 @@ def test_after_a_kill_the_second_run_goes_on_from_the_whole_shards(tmp_path: Pat
     quantize_checkpoint(tmp_path / "float", tmp_path / "expected", shard_bytes=SHARD_BYTES)
     script = f"""
 import os, signal
+from musespark.model.convert import convert_to_hf
 from musespark.model.quantize import quantize_checkpoint
 def progress(done, all):
     if done > all * 0.6:
@@ -118,8 +121,9 @@ def test_a_full_disk_is_said_and_leaves_the_old_checkpoint_and_nothing_else(tmp_
     quantize_checkpoint(source, tmp_path / "small", bits=4)
     before = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
     script = f"""
+from musespark.model.convert import convert_to_hf
 from musespark.model.quantize import quantize_checkpoint
-from musespark.errors import CheckpointError
+from musespark.errors import CheckpointError, SetupError
 try:
     quantize_checkpoint({str(source)!r}, {str(tmp_path / "small")!r})
 except CheckpointError as error:
@@ -185,3 +189,88 @@ def test_a_tensor_that_was_forgotten_is_noticed(tmp_path: Path) -> None:
         TensorWriter(tmp_path / "file", {"b": ("I64", (2,))}),
     ):
         pass
+
+
+def shards(folder: Path) -> tuple[Path, Path]:
+    """The first two files of weights."""
+    first, second, *_ = sorted(folder.glob("*.safetensors"))
+    return first, second
+
+
+def missing_shard(folder: Path) -> str:
+    shards(folder)[1].unlink()
+    return "model-00002-of-.* can't be read: No such file"
+
+
+def truncated_shard(folder: Path) -> str:
+    path = shards(folder)[1]
+    path.write_bytes(path.read_bytes()[:-1])
+    return "in model-00002-of-.* it is truncated"
+
+
+def damaged_shard(folder: Path) -> str:
+    path = shards(folder)[1]
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    return "model-00002-of-.* is damaged"
+
+
+def tensor_twice(folder: Path) -> str:
+    first, second = shards(folder)
+    second.write_bytes(first.read_bytes())
+    return "is in model-00002-of-.*, but model.safetensors.index.json has it in 'model-00001-of-"
+
+
+def wrong_dtype(folder: Path) -> str:
+    path = shards(folder)[0]
+    path.write_bytes(path.read_bytes().replace(b'"F32"', b'"I32"'))
+    (folder / "SHA256SUMS").unlink()
+    return "is I32 .* expected F32 or F16 or BF16"
+
+
+def unknown_model_type(folder: Path) -> str:
+    edit_config(folder, model_type="muse_spork")
+    return "model_type is 'muse_spork'"
+
+
+def code_in_the_checkpoint(folder: Path) -> str:
+    edit_config(folder, auto_map={"AutoModel": "evil.Model"})
+    return "auto_map"
+
+
+def contradictory_sizes(folder: Path) -> str:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_config(folder, text_config={**text, "num_key_value_heads": 3})
+    return "num_key_value_heads"
+
+
+def absurd_size(folder: Path) -> str:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_config(folder, text_config={**text, "hidden_size": -(10**30)})
+    return "hidden_size"
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(missing_shard, truncated_shard, damaged_shard, tensor_twice, wrong_dtype),
+        *(unknown_model_type, code_in_the_checkpoint, contradictory_sizes, absurd_size),
+    ],
+)
+def test_a_source_that_is_not_sound_is_refused_by_name_and_the_old_folder_stays(
+    tmp_path: Path, spoil: Callable[[Path], str]
+) -> None:
+    saved_toy(tmp_path / "whole")
+    convert_to_hf(tmp_path / "whole", tmp_path / "float", shard_bytes=600_000)
+    quantize_checkpoint(tmp_path / "float", tmp_path / "small")
+    before = stored(tmp_path / "small")
+    sentence = spoil(tmp_path / "float")
+    with pytest.raises(SetupError, match=sentence):
+        quantize_checkpoint(tmp_path / "float", tmp_path / "small")
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "float", "small"}
+    assert stored(tmp_path / "small") == before
