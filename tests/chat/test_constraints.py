@@ -239,6 +239,8 @@ def test_the_frame_of_a_muse_turn() -> None:
         assert allows(name, ANY_CALL, THOUGHT + muse_call("f"))
         assert allows(name, ANY_CALL, f"{muse_call('f')}<|eom|><|start|>assistant{muse_call('f')}")
         assert not allows(name, ANY_CALL, THOUGHT)
+        assert allows(name, ANY_CALL, f"{THOUGHT * 8} to=user<|message|>Hi")
+        assert not allows(name, ANY_CALL, f"{THOUGHT * 9} to=user<|message|>Hi")
         assert not allows(name, ANY_CALL, muse_call("g"))
         assert not allows(name, ANY_CALL, " to=user<|message|>Hi<|eom|><|start|>assistant to=user<|message|>Hi")
     remark = " to=commentary<|message|>I look.<|eom|><|start|>assistant"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
-from typing import Any
+import uuid
+from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from musespark.chat.constraint import CallRule, Constraint
 from musespark.chat.formats import MODEL_TYPES, make_format
@@ -93,6 +96,55 @@ def test_what_can_not_be_true_together() -> None:
             constrained(**fields)
         assert caught.value.param == param
     assert constrained(tools=(LOOSE,), ignore_eos=True) is None
+
+
+class Point(BaseModel):
+    x: float
+    y: float = 0.0
+
+
+class Tree(BaseModel):
+    name: str
+    kids: list[Tree]
+
+
+class Round(BaseModel):
+    kind: Literal["round"]
+    radius: int
+
+
+class Square(BaseModel):
+    kind: Literal["square"]
+    side: str
+
+
+class Everything(BaseModel):
+    """What clients' models are made of."""
+
+    when: datetime.datetime
+    maybe: datetime.date | None
+    name: uuid.UUID
+    points: list[Point]
+    optional: str | None = None
+    number: Annotated[int, Field(ge=0, lt=10)]
+    either: int | str
+    tree: Tree
+    code: Annotated[str, Field(pattern=r"^[A-Z]{3}\d{2}$")]
+    pair: tuple[int, str]
+    counts: dict[str, int]
+    shape: Annotated[Round | Square, Field(discriminator="kind")]
+
+
+@pytest.mark.parametrize("name", MODEL_TYPES)
+def test_schemas_of_pydantic_models_are_taken_as_they_are(name: str) -> None:
+    schema = Everything.model_json_schema()
+    for request in (
+        asked(tools=(OfferedTool(Tool("f", "", schema), True),), tool_choice="required"),
+        asked(answer_schema=AnswerSchema(schema, "f")),
+    ):
+        constraint = constraint_of(request)
+        assert constraint is not None
+        assert compile_grammar(constraint, request, FORMATS[name], VOCABULARIES[name], 100).matcher().allowed().any()
 
 
 KEYWORDS = [
