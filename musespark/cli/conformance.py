@@ -105,7 +105,7 @@ def _need(module: str, why: str) -> None:
 
 def _document(suite: Suite, engine: Engine, results: list[Result], counts: dict[str, int]) -> dict[str, Any]:
     return {
-        "suite": {name: suite.manifest[name] for name in ("format", "format_version", "seed", "written_by")},
+        "suite": {name: suite.manifest.get(name) for name in ("format", "format_version", "seed", "written_by")},
         "engine": engine.name,
         **counts,
         "cases": [result.to_dict() for result in results],
