@@ -7,6 +7,7 @@ event loop nor the check of a key waits for somebody's large picture. Short text
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.grammar import Grammar, Vocabulary
 from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
 from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
-from musespark.errors import InvalidImage, InvalidRequest, ShuttingDown
+from musespark.errors import CheckpointError, InvalidImage, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
 from musespark.providers.base import (
     ChatEvent,
@@ -32,6 +33,8 @@ from musespark.providers.base import (
 from musespark.providers.chat_output import Called, ChatOutput
 from musespark.providers.constraints import compile_grammar, constraint_of
 from musespark.providers.sizes import check_image_sizes, check_text_size, images_of, text_length
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -143,6 +146,11 @@ class LocalProvider:
         except InvalidRequest as error:
             error.param = error.param or "messages"
             raise
+        except CheckpointError as error:
+            # It has written others, and would take as long again: the client should not come back with the same.
+            log.warning("a conversation could not be written: %s", error)
+            message = "the model's own template was stopped at a limit while it wrote this conversation; shorten it"
+            raise InvalidRequest(message, param="messages") from None
         max_tokens = request.max_tokens or self._room_left(prompt)
         return Request(
             id=request.id,

@@ -55,7 +55,7 @@ def toy_checkpoint(name: str, folder: Path) -> Path:
 async def answer(model: LoadedModel, **fields: Any) -> tuple[str, list[tuple[str, str]], str]:
     """Content, calls and finish reason."""
     question = (Message("user", (Text("hi"),)),)
-    request = ChatRequest(**({"messages": question, "cache_salt": b"", "max_tokens": 1500} | fields))
+    request = ChatRequest(**({"messages": question, "cache_salt": b"", "max_tokens": 1000} | fields))
     content, calls, reason = "", [], ""
     async for event in await model.provider.chat(request):
         if isinstance(event, ContentDelta):
@@ -80,7 +80,7 @@ def test_random_weights_make_valid_calls_and_answers(name: str, tmp_path: Path) 
             greedy = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
             alone = await answer(model, id="alone", **greedy)
             one: dict[str, Any] = {"only_tool": "weather", "tool_choice": "required", "tools": TOOLS}
-            held = [answer(model, id=f"c{seed}", seed=seed, temperature=1.0, **one) for seed in range(3)]
+            held = [answer(model, id=f"c{seed}", seed=seed, temperature=1.0, **one) for seed in range(2)]
             schema = AnswerSchema(SCHEMA, "f")
             held += [
                 answer(model, id=f"a{seed}", seed=seed, temperature=1.0, answer_schema=schema) for seed in range(3)
@@ -89,11 +89,11 @@ def test_random_weights_make_valid_calls_and_answers(name: str, tmp_path: Path) 
         finally:
             await model.close(0.0)
         assert beside == alone
-        for content, calls, reason in outcomes[:3]:
+        for content, calls, reason in outcomes[:2]:
             [(called, arguments)] = calls
             assert (called, content, reason) == ("weather", "", "tool_calls")
             jsonschema_rs.validate(SCHEMA, json.loads(arguments))
-        for content, calls, reason in outcomes[3:]:
+        for content, calls, reason in outcomes[2:]:
             assert (calls, reason) == ([], "stop")
             jsonschema_rs.validate(SCHEMA, json.loads(content))
 

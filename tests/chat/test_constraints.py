@@ -220,7 +220,7 @@ def test_what_a_muse_call_can_not_say_is_refused_by_its_place(schema: dict[str, 
 def test_the_longest_name_and_text_of_a_muse_call_are_taken() -> None:
     schema = {"properties": {"x" * 64: {"type": "string", "maxLength": MAX_LENGTH}}}
     constraint = Constraint(calls=(CallRule("f", schema, "f"),), must_call=True)
-    for length in (0, 100, MAX_LENGTH - 1, MAX_LENGTH):
+    for length in (0, MAX_LENGTH - 1, MAX_LENGTH):
         assert allows("muse_spark", constraint, muse_call("f", parameter("x" * 64, "é" * length)))
     assert not allows("muse_spark", constraint, muse_call("f", parameter("x" * 64, "é" * (MAX_LENGTH + 1))))
     answer = Constraint(content={"type": "string", "maxLength": MAX_LENGTH})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from musespark.chat.schemas import check_schema
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
 from musespark.engine.grammar import Grammar, ReasoningLimit, Vocabulary
+from musespark.engine.runner import Batch, Float32
 from musespark.errors import EngineFailed, InvalidSchema
 from tests.engine.driver import Driver, Seen, no_pages_in_use, prompt_of, request, run_alone
 from tests.fakes import HashRunner, ScriptedRunner, hash_continuation, toy_config
@@ -163,6 +165,28 @@ def test_a_mask_that_was_begun_is_the_mask() -> None:
     begun.begin()
     begun.begin()
     np.testing.assert_array_equal(begun.allowed(), plain.allowed())
+
+
+def test_masks_are_begun_before_the_network_runs() -> None:
+    class Counting(ThreadPoolExecutor):
+        num_begun = 0
+
+        def submit(self, *arguments: Any, **named: Any) -> Future[Any]:
+            self.num_begun += 1
+            return super().submit(*arguments, **named)
+
+    class Watching(HashRunner):
+        def forward(self, batch: Batch) -> Float32:
+            seen_by_forward.append((masks.num_begun, len(batch.logit_rows)))
+            return super().forward(batch)
+
+    vocabulary = Vocabulary(TOKENIZER, {EOT})
+    vocabulary.thread = masks = Counting(1)
+    seen_by_forward: list[tuple[int, int]] = []
+    grammar = Grammar(vocabulary, "start: /[ab]{5}/")
+    run_alone(Engine(Watching(), max_batch_tokens=16), held(prompt_of(40), grammar=grammar))
+    # Two steps of prompt without a token, then one mask more in each step.
+    assert seen_by_forward == [(0, 0), (0, 0), (1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 1)]
 
 
 WRONG: list[tuple[str, Any]] = [

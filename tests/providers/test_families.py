@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from musespark.chat.checkpoint_template import CheckpointTemplate
 from musespark.chat.formats import MODEL_TYPES, ChatFormat, make_format
 from musespark.chat.messages import Image, Message, Text, Tool, ToolCall
 from musespark.chat.tokenizer import LLAMA4_TOKENS, Tokenizer
@@ -259,6 +260,30 @@ def test_a_model_without_a_tower_refuses_images() -> None:
         assert caught.value.param == "messages.1.content.1"
 
     with_model("muse_spark", "x", test, reads_images=False)
+
+
+TEMPLATE = (
+    "<|begin_of_text|>{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}"
+    "{% if m.content == 'bomb' %}{{ 'x' * 9000000 }}{% endif %}<|eot|>{% endfor %}<|start|>assistant"
+)
+
+
+def test_a_template_that_is_stopped_at_a_limit_is_the_conversations_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = BYTES["muse_spark"]
+    template = CheckpointTemplate(TEMPLATE, "the template", tokenizer, placeholder="<|patch|>")
+    monkeypatch.setitem(FORMATS, "muse_spark", make_format("muse_spark", tokenizer, template=template))
+
+    async def test(provider: LocalProvider, start: list[int]) -> None:
+        for text in ("bomb", "say nothing"):
+            request = ChatRequest(id=text, messages=(Message("user", (Text(text),)),), cache_salt=b"", max_tokens=5)
+            if text == "bomb":
+                with pytest.raises(InvalidRequest, match="stopped at a limit") as caught:
+                    await provider.chat(request)
+                assert (caught.value.code, caught.value.param) == ("invalid_request", "messages")
+            else:
+                assert [event async for event in await provider.chat(request)]
+
+    with_model("muse_spark", "x", test)
 
 
 def test_tools_are_counted_and_measured() -> None:
