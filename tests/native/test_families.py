@@ -23,6 +23,7 @@ from musespark.model.network import Network, build_network, load_network
 from musespark.model.network import layers as reference
 from musespark.model.presets import preset
 from musespark.model.quantize import quantize_checkpoint
+from tests.model.network.builders import IMAGE_TOKEN
 from tests.model.network.families import clear_ids, family_network
 from tests.native.runners import Stream, batch_of, native, open_native, pages_for, reference_logits
 
@@ -56,7 +57,9 @@ def test_any_configuration_gives_the_logits_of_the_reference_at_once_and_in_two_
     stream = Stream(ids, pages_for(num_tokens, seed), pages_for(num_tokens, seed + 1))
     runner = native(network, isa=isa)
     whole = runner.forward(batch_of(stream))
-    assert_close(whole, reference_logits(network, ids))
+    difference = np.abs(whole - reference_logits(network, ids))
+    assert difference.max() < 1e-3
+    assert np.quantile(difference, 0.95) < 1e-4
     cut = round(where * num_tokens)
     if 0 < cut < num_tokens:
         parts = [runner.forward(batch_of(stream.part(0, cut))), runner.forward(batch_of(stream.part(cut, num_tokens)))]
@@ -136,6 +139,25 @@ def test_rotation_and_temperature_at_ten_million_tokens_are_those_of_the_referen
     with torch.no_grad():
         expected = network(torch.tensor([ids]), positions=positions)[0].numpy()
     assert_close(logits, expected)
+
+
+def test_the_pages_of_ten_million_tokens_are_all_read_and_their_sum_keeps_its_digits() -> None:
+    """In a full layer, over a table of 163,840 pages. One token said over and over has one key and one value, so the
+    last place must see what the first sees: one chain of float32 additions would lose a tenth of it."""
+    network = family_network("llama4", 2, num_hidden_layers=1, no_rope_layers=[0], max_position_embeddings=10_485_760)
+    runner = native(network, num_full_pages=4, num_sliding_pages=0)
+    first = runner.forward(batch_of(Stream([20] * 128, [1, 2])))
+    num_pages = 10_485_760 // 64
+    table = [1, 2] * (num_pages // 2 - 1) + [1, 3]
+    last = Stream([20], table, start=10_485_760 - 64)
+    assert np.abs(runner.forward(batch_of(last)) - first[-1]).max() < 5e-5
+    broken = np.full((64, network.config.text.hidden_size), np.nan, np.float32)
+    runner.forward(batch_of(Stream([IMAGE_TOKEN] * 64, [0]), features=broken))
+    for page in (0, 1, 65_537, 131_073, num_pages - 2):
+        last.full = [0 if index == page else page_id for index, page_id in enumerate(table)]
+        assert np.isnan(runner.forward(batch_of(last))).all(), page
+    with pytest.raises(ValueError, match="takes positions 0 to 10485759"):
+        runner.forward(batch_of(Stream([20] * 65, [*table, 0], start=10_485_760 - 64)))
 
 
 def test_frequencies_are_those_of_the_reference_bit_for_bit() -> None:

@@ -18,7 +18,9 @@ AttentionScratch::AttentionScratch(const HeadPage& head)
     : head_(head),
       scores_(static_cast<size_t>(kQueryRows * kPageTokens)),
       weights_(head.format == Format::bfloat16 ? scores_.size() : 0),
-      output_(static_cast<size_t>(kQueryRows * head.value_width())),
+      partial_(static_cast<size_t>(kQueryRows * head.value_width())),
+      total_(partial_.size()),
+      lost_(partial_.size()),
       state_(static_cast<size_t>(kQueryRows)),
       query_rows_(static_cast<size_t>(kQueryRows)),
       weight_rows_(static_cast<size_t>(kQueryRows)) {
@@ -30,8 +32,8 @@ AttentionScratch::AttentionScratch(const HeadPage& head)
 }
 
 void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, const Query* queries, int64_t count) {
-    std::fill_n(output_.begin(), count * head_.value_width(), 0.0F);
-    std::fill_n(state_.begin(), count, SoftmaxState{kSoftmaxStart, 0.0F});
+    for (auto* sums : {&partial_, &total_, &lost_}) std::fill_n(sums->begin(), count * head_.value_width(), 0.0F);
+    std::fill_n(state_.begin(), count, SoftmaxState{kSoftmaxStart, 0.0});
     for (int64_t i = 0; i < count; ++i) query_rows_[static_cast<size_t>(i)] = queries[i].row;
     const auto gemm = kernels.gemm[static_cast<int>(head_.format)];
 
@@ -61,7 +63,9 @@ void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, co
             const int64_t low = std::max<int64_t>(queries[i].first_key - start, 0);
             const int64_t high = std::min(queries[i].end_key - start, kPageTokens);
             const float factor = kernels.softmax_page(row, low, high, &state_[static_cast<size_t>(i)]);
-            if (factor != 1.0F) kernels.scale(output(i), factor, head_.value_width());
+            if (factor != 1.0F) {
+                for (float* sum : {partial(i), output(i), lost(i)}) kernels.scale(sum, factor, head_.value_width());
+            }
             if (!weights_.empty())
                 kernels.to_bfloat16(row, kPageTokens, &weights_[static_cast<size_t>(i * kPageTokens)], kPageTokens);
         }
@@ -75,14 +79,25 @@ void AttentionScratch::attend(const Kernels& kernels, const PageTable& pages, co
         sum.num_panels = head_.value_panels();
         sum.num_columns = head_.value_width();
         sum.depth = kPageTokens;
-        sum.out = output(first);
+        sum.out = partial(first);
         sum.out_stride = head_.value_width();
         sum.accumulate = true;
         gemm(sum);
+        // By the number of the page, not of those that the row has seen: so it is the same for every neighbour.
+        if ((p + 1) % kPagesPerFold == 0) {
+            for (int64_t i = first; i < end; ++i) fold(kernels, i);
+        }
     }
     for (int64_t i = 0; i < count; ++i) {
-        kernels.scale(output(i), 1.0F / state_[static_cast<size_t>(i)].sum, head_.head_dim);
+        fold(kernels, i);
+        const auto factor = static_cast<float>(1.0 / state_[static_cast<size_t>(i)].sum);
+        kernels.scale(output(i), factor, head_.head_dim);
     }
+}
+
+void AttentionScratch::fold(const Kernels& kernels, int64_t index) {
+    kernels.add_compensated(output(index), lost(index), partial(index), head_.value_width());
+    std::fill_n(partial(index), head_.value_width(), 0.0F);
 }
 
 }  // namespace musespark

@@ -107,9 +107,9 @@ void map(const std::string& name, const Row& x, const std::string& isa) {
         kernels.layer_norm(x.data(), ones.data(), zeros.data(), n, 1e-5F, x.data());
     } else if (name == "softmax") {
         if (n != kPageTokens) throw std::invalid_argument("softmax takes a page of 64 scores");
-        SoftmaxState state = {kSoftmaxStart, 0.0F};
+        SoftmaxState state = {kSoftmaxStart, 0.0};
         kernels.softmax_page(x.data(), 0, n, &state);
-        kernels.scale(x.data(), 1.0F / state.sum, n);
+        kernels.scale(x.data(), static_cast<float>(1.0 / state.sum), n);
     } else {
         throw std::invalid_argument("unknown kernel " + name);
     }

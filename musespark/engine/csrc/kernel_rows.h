@@ -135,6 +135,16 @@ void add_scaled(float* y, const float* x, float factor, int64_t n) {
     for (int64_t i = 0; i < n; ++i) y[i] += factor * x[i];
 }
 
+void add_compensated(float* sum, float* lost, const float* x, int64_t n) {
+    MUSESPARK_ELEMENTWISE
+    for (int64_t i = 0; i < n; ++i) {
+        const float wanted = x[i] - lost[i];
+        const float total = sum[i] + wanted;
+        lost[i] = (total - sum[i]) - wanted;
+        sum[i] = total;
+    }
+}
+
 void scale(float* y, float factor, int64_t n) {
     MUSESPARK_ELEMENTWISE
     for (int64_t i = 0; i < n; ++i) y[i] *= factor;
@@ -202,7 +212,7 @@ float softmax_page(float* scores, int64_t first, int64_t last, SoftmaxState* sta
     const float factor = exp2_of(state->maximum - maximum);
     const float sum = sum_of(
         kPageTokens, [](Float a) { return a; }, scores);
-    state->sum = state->sum * factor + sum;
+    state->sum = state->sum * static_cast<double>(factor) + static_cast<double>(sum);
     state->maximum = maximum;
     return factor;
 }

@@ -54,6 +54,7 @@ constexpr Kernels make_kernels(const char* isa) {
             residual_gate,
             add,
             add_scaled,
+            add_compensated,
             scale,
             sigmoid,
             multiply_by_sigmoid,

@@ -53,7 +53,7 @@ struct GemmBlock {
 // What one row of attention remembers between pages of keys.
 struct SoftmaxState {
     float maximum;  // of the scores so far, in units of log2; starts at kSoftmaxStart
-    float sum;      // of 2^(score - maximum)
+    double sum;     // of 2^(score - maximum); ten million of them in float would lose digits
 };
 
 // A finite start, so that a page in which a row sees nothing leaves its state as it was instead of making it NaN.
@@ -79,6 +79,8 @@ struct Kernels {
     void (*residual_gate)(float* residual, const float* alpha, const float* beta, const float* branch, int64_t n);
     void (*add)(float* y, const float* x, int64_t n);
     void (*add_scaled)(float* y, const float* x, float scale, int64_t n);
+    // sum += x, with what rounding took from the sum kept in `lost` and given back later.
+    void (*add_compensated)(float* sum, float* lost, const float* x, int64_t n);
     void (*scale)(float* y, float scale, int64_t n);
     void (*sigmoid)(float* x, int64_t n);
     void (*multiply_by_sigmoid)(float* y, const float* x, int64_t n);
