@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 # llama.cpp's token types.
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
+# llama.cpp's name for the published pattern in which combining marks are parts of words, as they should be (Hindi,
+# Thai); its "llama4" takes every mark apart. Under either it takes letters outside ASCII for both cases at once, so
+# that a word of capitals such as "ÉCOLE" is cut after its first letter; it has no name without that.
+SPLITTER = "granite-embed-multi-97m"
 DIGITS = r"\p{N}{1,3}"  # in the published pattern; the tokenizers made here have every digit alone
 ONE_DIGIT_PATTERN = SPLIT_PATTERN.replace(DIGITS, r"\p{N}")
 
@@ -61,11 +65,11 @@ def splitter(tokenizer: Tokenizer) -> str:
     description = tokenizer.description
     pattern = _split_pattern(description.get("pre_tokenizer"))
     if pattern == SPLIT_PATTERN or not description["model"]["merges"]:  # without merges, any split gives single bytes
-        return "llama4"
+        return SPLITTER
     if pattern == ONE_DIGIT_PATTERN and not _joins_digits(tokenizer):
         # Three digits in a piece or one: without a merge of two, the tokens are the same. llama.cpp has no such name
         # with one digit.
-        return "llama4"
+        return SPLITTER
     raise CheckpointError(f"llama.cpp has no pre-tokenizer that splits text by {show(pattern)}")
 
 

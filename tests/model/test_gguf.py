@@ -286,7 +286,7 @@ class TestVocabulary:
         ids = {name: found[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "padding", "eot", "eom")}
         assert ids == {"bos": 0, "eos": 1, "padding": 5, "eot": 6, "eom": 4}
         assert found["tokenizer.ggml.model"] == "gpt2"
-        assert found["tokenizer.ggml.pre"] == "llama4"
+        assert found["tokenizer.ggml.pre"] == "granite-embed-multi-97m"
         assert found["tokenizer.ggml.add_bos_token"] is True
 
     def test_the_chat_template_of_the_folder_goes_along(self, tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ class TestVocabulary:
         description["model"]["vocab"] |= {"".join(merge): 300 + i for i, merge in enumerate(merges)}
         tokenizer = Tokenizer(description, "this tokenizer")
         if named:
-            assert splitter(tokenizer) == "llama4"
+            assert splitter(tokenizer) == "granite-embed-multi-97m"
         else:
             with pytest.raises(CheckpointError, match=r"llama\.cpp has no pre-tokenizer that splits text by "):
                 splitter(tokenizer)

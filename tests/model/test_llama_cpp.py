@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from musespark.chat.tokenizer import Tokenizer
+from musespark.chat.ranks import SPLIT_PATTERN
+from musespark.chat.tokenizer import SPECIAL_TOKENS, Tokenizer
 from musespark.model.checkpoint import BUNDLED, save_checkpoint
 from musespark.model.config import ModelConfig
 from musespark.model.gguf import GgufType, convert_to_gguf
@@ -162,23 +165,55 @@ TEXTS = [
     "Hello, world! It's what they'll say: don't, DON'T, I've.",
     "1 12 123 1234 12345 3.14159 1,000,000",
     'def f(x):\n    return {"a": [x ** 2, x // 3]}  # ok\n\n\n\tif x != y:\r\n',
-    "naïve Café — “quoted” … ÉCOLE, straße, Ελληνικά, Русский текст",
+    "naïve Café — “quoted” … école, straße, Ελληνικά, Русский текст",
     "日本語のテキスト 中文 한국어 العربية עברית",
     "🚀🎉 emoji 👩‍👩‍👧 ½ ² ㎏",
     "  leading, trailing   and   inner spaces   ",
     "<|eot|> <|begin_of_text|> is text here",
     "CamelCaseAndHTTPServer2Go",
+    "नमस्ते दुनिया, हिन्दी; ภาษาไทย; Tiếng Việt, e\u0301",
     "",
 ]
 
 
-def test_llama_cpp_reads_text_as_our_tokenizer_does(tmp_path: Path) -> None:
-    """With the bundled tokenizer of 16,384 entries. Neither reads control tokens out of text."""
-    model = config("muse_glimmer", GLIMMER, vocab_size=16_384)
-    save_checkpoint(
-        tmp_path / "toy", model, build_network(model).state_dict(), files={"tokenizer.json": BUNDLED / "tokenizer.json"}
+OTHER_THERE = ["ÉCOLE", "mot ÉCOLE"]  # llama.cpp takes É for a small letter, too
+
+
+def published_split(path: Path) -> Path:
+    """A tokenizer with the split pattern of Llama 4, up to three digits together, that knows the texts by heart."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(SPLIT_PATTERN), behavior="isolated")
+    bytes_of_it = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_of_it])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=list(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
     )
+    tokenizer.train_from_iterator([*TEXTS, *OTHER_THERE, *map(str, range(1000, 9999))], trainer)
+    tokenizer.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("which", ["of the model in the box", "with the published split"])
+def test_llama_cpp_reads_text_as_our_tokenizer_does(tmp_path: Path, which: str) -> None:
+    """Neither reads control tokens out of text."""
+    bundled = which == "of the model in the box"
+    path = BUNDLED / "tokenizer.json" if bundled else published_split(tmp_path / "tokenizer.json")
+    ours = Tokenizer.from_file(path)
+    model = config("muse_glimmer", GLIMMER, vocab_size=ours.vocab_size)
+    save_checkpoint(tmp_path / "toy", model, build_network(model).state_dict(), files={"tokenizer.json": path})
     convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type="bf16")
-    ours = Tokenizer.from_file(BUNDLED / "tokenizer.json")
     theirs = ask(do="tokenize", model=str(tmp_path / "toy.gguf"), texts=TEXTS)["tokens"]
     assert dict(zip(TEXTS, theirs, strict=True)) == {text: ours.encode(text) for text in TEXTS}
+
+
+def test_llama_cpp_cuts_capitals_outside_ascii_in_its_own_way(tmp_path: Path) -> None:
+    """What docs/convert.md says; if this fails, llama.cpp has become exact, and that sentence can go."""
+    ours = Tokenizer.from_file(published_split(tmp_path / "tokenizer.json"))
+    model = config("muse_glimmer", GLIMMER, vocab_size=ours.vocab_size)
+    files = {"tokenizer.json": tmp_path / "tokenizer.json"}
+    save_checkpoint(tmp_path / "toy", model, build_network(model).state_dict(), files=files)
+    convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type="bf16")
+    theirs = ask(do="tokenize", model=str(tmp_path / "toy.gguf"), texts=OTHER_THERE)["tokens"]
+    assert all(tokens != ours.encode(text) for text, tokens in zip(OTHER_THERE, theirs, strict=True))
