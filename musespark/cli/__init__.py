@@ -137,14 +137,29 @@ def train(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A preset or a checkpoint folder.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A preset or a checkpoint folder; with --image, all families if left out.")
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="Show this picture's size, grid, tiles and tokens.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens of one sequence; the longest if left out.")] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=0, max=1e9, help="Memory to fit in, in GB; this machine's if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
 ) -> None:
-    """Parameters, bytes and KV memory of a model, and whether it fits here; nothing is loaded."""
+    """Parameters, bytes and KV memory of a model, and whether it fits here; or what a picture costs.
+
+    Nothing is loaded.
+    """
+    if image:
+        if context is not None or memory_gb is not None:
+            raise typer.BadParameter("--context and --memory-gb say nothing about a picture; leave them out")
+        from musespark.cli.inspect_image import print_views
+
+        print_views(image, model, as_json=as_json)
+        return
+    if model is None:
+        raise typer.BadParameter("name a preset or a checkpoint folder, or give a picture with --image")
     from musespark.cli.inspect import print_report
 
     print_report(model, context, memory_gb, as_json=as_json)

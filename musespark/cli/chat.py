@@ -22,11 +22,13 @@ from rich.console import Console
 
 from musespark.api.load import LoadedModel
 from musespark.api.settings import Settings
-from musespark.chat.image_files import MAX_FILE_BYTES
-from musespark.chat.images import load_image
+from musespark.chat.images import decode_image
 from musespark.chat.messages import Image, Message, Text
+from musespark.cli.image_file import read_image
+from musespark.cli.inspect_image import view
 from musespark.cli.loading import load_with_bar
-from musespark.errors import InvalidImage, InvalidRequest, MuseSparkError
+from musespark.errors import InvalidRequest, MuseSparkError
+from musespark.model.config import ModelType
 from musespark.providers.base import ChatRequest, ContentDelta, Finished, Provider, ReasoningDelta
 
 HELP = "/image FILE adds an image to the next message · /reset forgets the conversation · /help · /quit (or Ctrl-D)"
@@ -47,6 +49,7 @@ class Style:
 class Conversation:
     provider: Provider
     style: Style
+    model_type: ModelType
     console: Console = field(default_factory=Console)
     notes: Console = field(default_factory=lambda: Console(stderr=True))
     messages: list[Message] = field(default_factory=list)
@@ -62,10 +65,10 @@ class Conversation:
 
     def add_image(self, path: Path) -> None:
         """Put an image in front of the next message. Raises InvalidImage if it is not one."""
-        data = _read_image(path.expanduser())
-        num_tokens = load_image(data).num_tokens
+        data = read_image(path.expanduser())
+        seen = view(self.model_type, *decode_image(data).size)
         self.images.append(Image(data))
-        self.note(f"{path.name}: {num_tokens} tokens")
+        self.note(f"{path.name}: {seen.image_tokens:,} tokens")
 
     def note(self, text: str, style: str = "dim") -> None:
         """Say something that is not part of the answer, on standard error."""
@@ -116,7 +119,7 @@ def run_chat(settings: Settings, style: Style, prompt: str | None, images: tuple
     """Answer `prompt`, or converse until end of file. Raises what is wrong with the checkpoint, image or question."""
     with Console(stderr=True).status("loading the model"):
         model = load_with_bar(settings)
-    asyncio.run(_run(model, Conversation(model.provider, style), settings.state_dir, prompt, images))
+    asyncio.run(_run(model, Conversation(model.provider, style, model.model_type), settings.state_dir, prompt, images))
 
 
 async def _run(
@@ -175,20 +178,6 @@ async def _obey(conversation: Conversation, line: str) -> bool:
         case _:
             await _interruptible(conversation.ask(line))
     return True
-
-
-def _read_image(path: Path) -> bytes:
-    """The bytes of a file, its size checked before it is read: a device would never end."""
-    if str(path).startswith(("http:", "https:")):
-        raise InvalidImage(f"{path}: remote images are not fetched; save the image as a file first")
-    if not path.is_file():
-        raise InvalidImage(f"{path} is not a file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise InvalidImage(f"{path} has {path.stat().st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InvalidImage(f"{path} can't be read: {error.strerror}") from None
 
 
 async def _interruptible(answer: Coroutine[None, None, None]) -> None:
