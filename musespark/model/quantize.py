@@ -3,7 +3,8 @@
 Symmetric, one bfloat16 scale per group of inputs, written as compressed-tensors `pack-quantized`. Integers and scales
 are the nearest (`round_to_groups`), or those that a calibration chooses (network/calibration.py); nothing else differs.
 Experts are written one by one (`experts.3.gate_proj.weight_packed`), as other writers of that format do. The embedding,
-norms, gates and the vision tower become bfloat16, the router stays float32; all other files of the folder are copied.
+norms, gates and the vision tower become bfloat16, the router stays float32, the audio tower stays as it is; all other
+files of the folder are copied.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from musespark.model.convert import split_into_shards
 from musespark.model.pack_quantized import Bits, Quantization, pack
 from musespark.model.tensor_file import DTYPES, Dtype, RawTensor, TensorWriter, float32_to_bfloat16
 from musespark.model.tensors import (
+    AUDIO_PREFIX,
     Shape,
     expected_tensors,
     expert_parts,
@@ -100,7 +102,7 @@ def quantize_checkpoint(
     if group_size < SMALLEST_GROUP:
         raise CheckpointError(f"group_size is {group_size}; below {SMALLEST_GROUP} the scales cost more than they save")
     quantization = Quantization(bits, group_size)
-    parts = {part.name: part for part in quantized_parts(checkpoint.config, quantization)}
+    parts = {part.name: part for part in (*quantized_parts(checkpoint.config, quantization), *_audio_parts(checkpoint))}
     shards = split_into_shards({name: part.size_bytes for name, part in parts.items()}, shard_bytes)
     writer = _Writer(_Matrices(checkpoint), quantization, calibration)
     total, done = sum(part.size_bytes for part in parts.values()), 0
@@ -169,6 +171,14 @@ def quantized_parts(config: ModelConfig, quantization: Quantization) -> Iterator
             yield Part(matrix, stored)
 
 
+def _audio_parts(checkpoint: Checkpoint) -> Iterator[Part]:
+    """The audio tower of Muse Spark, if it is there: nothing here reads it, so it is copied as it is."""
+    for name in checkpoint.stored_names():
+        if name.startswith(AUDIO_PREFIX):
+            raw = checkpoint.tensor(name)
+            yield Part(name, {name: (raw.dtype, raw.shape)})
+
+
 def round_to_groups(matrix: np.ndarray, bits: Bits, group_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric round to nearest of float32 (out, in) to int8 (out, in) and bfloat16 bits (out, in / group_size).
 
@@ -221,9 +231,11 @@ class _Writer:
         raw = self.matrices.tensor(part.name)
         if part.name in part.stored:
             dtype, _ = part.stored[part.name]
-            assert dtype in ("F32", "BF16"), "what is not quantised is a float"
             for start, rows in _some_rows(raw, VALUES_AT_ONCE):
-                out.write(part.name, rows.cast(dtype).data, start)
+                if rows.dtype != dtype:
+                    assert dtype in ("F32", "BF16"), "the rest keeps its type"
+                    rows = rows.cast(dtype)
+                out.write(part.name, rows.data, start)
             return
         rounder, values_at_once = self._rounder(part.name, raw.shape[1])
         for start, rows in _some_rows(raw, values_at_once):
@@ -243,7 +255,10 @@ class _Writer:
 
 
 def _some_rows(raw: RawTensor, values_at_once: int) -> Iterator[tuple[int, RawTensor]]:
-    """(first row, rows) of a tensor with at least one dimension, views; at least one row at a time."""
+    """(first row, rows) of a tensor, views; at least one row at a time, and a single number at once."""
+    if raw.shape == ():
+        yield 0, raw
+        return
     step = max(1, values_at_once // max(1, math.prod(raw.shape[1:])))
     for start in range(0, raw.shape[0], step):
         data = raw.data[start : start + step]

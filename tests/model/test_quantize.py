@@ -18,7 +18,7 @@ from musespark.model.pack_quantized import Bits, dequantize
 from musespark.model.presets import preset
 from musespark.model.quantize import default_group_size, quantize_checkpoint, round_to_groups
 from musespark.model.tensors import is_quantizable
-from tests.model.files import TOY, random_tensors, saved_toy, toy_config
+from tests.model.files import TOY, random_tensors, saved_toy, toy_config, write_stored
 
 
 def bfloat16(array: np.ndarray) -> np.ndarray:
@@ -164,3 +164,18 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     quantize_checkpoint(source, tmp_path / "small")
     with pytest.raises(CheckpointError, match="is quantised already, to 8 bits"):
         quantize_checkpoint(tmp_path / "small", tmp_path / "smaller", bits=4)
+
+
+def test_the_audio_tower_is_kept_as_it_is(tmp_path: Path) -> None:
+    audio = {
+        "model.audio_tower.proj.weight": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "model.audio_tower.count": np.array(7, np.int64),
+    }
+    write_stored(tmp_path / "float", TOY, {**random_tensors(), **audio})
+    quantize_checkpoint(tmp_path / "float", tmp_path / "small")
+    with safetensors.safe_open(tmp_path / "small" / "model.safetensors", "np") as file:
+        for name, array in audio.items():
+            kept = file.get_tensor(name)
+            assert kept.dtype == array.dtype
+            np.testing.assert_array_equal(kept, array)
+    open_checkpoint(tmp_path / "small")
