@@ -25,7 +25,7 @@ private:
     BranchNorm norm_;
     int64_t width_;
     float eps_;
-    std::vector<float> weight_;       // of the norm, if it has one
+    std::vector<float> weight_;        // of the norm, if it has one
     std::vector<float> alpha_, beta_;  // of residual and row; empty for a plain sum
 };
 

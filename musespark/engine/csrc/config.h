@@ -1,5 +1,5 @@
-// The network's shape, as ModelConfig (musespark/model/config.py) describes it; filled in by bindings.cpp. What a family
-// of text stacks does differently from the others is in text_family.h.
+// The network's shape, as ModelConfig (musespark/model/config.py) describes it; filled in by bindings.cpp. What a
+// family of text stacks does differently from the others is in text_family.h.
 #pragma once
 
 #include <cstdint>

@@ -89,8 +89,8 @@ void LatentExperts::forward(const Machine& machine, FeedForwardScratch& scratch,
         kernels.rms_norm(row, pre_expert_norm_.data(), latent_size, config_.rms_norm_eps, row);
         scratch.expert_input.prepare(kernels, token, row, latent_size);
     });
-    float* expert_out = experts_.forward(
-        machine, scratch, [&](int64_t slot) { return scratch.tokens[static_cast<size_t>(slot)]; });
+    float* expert_out =
+        experts_.forward(machine, scratch, [&](int64_t slot) { return scratch.tokens[static_cast<size_t>(slot)]; });
 
     scratch.sum_input.shape_for(post_expert_, num_tokens);
     for_rows(machine, num_tokens, latent_size * 4 * k, [&](int64_t token) {

@@ -17,7 +17,9 @@ public:
                 const Machine& machine);
 
     // Make `scratch.expert_input` take rows of the first product.
-    void shape_input(FeedForwardScratch& scratch, int64_t rows) const { scratch.expert_input.shape_for(gate_up_, rows); }
+    void shape_input(FeedForwardScratch& scratch, int64_t rows) const {
+        scratch.expert_input.shape_for(gate_up_, rows);
+    }
 
     // Outputs (slots, m) in scratch.expert_out; the slot's input is row `row_of_slot(slot)` of scratch.expert_input.
     template <class RowOfSlot>

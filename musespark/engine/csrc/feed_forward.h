@@ -22,16 +22,16 @@ struct ExpertTask {
 // Scratch rows shared by all layers; a slot is one (token, picked expert) pair, slots are sorted by expert.
 struct FeedForwardScratch {
     Operand input, expert_input, wide_input, sum_input;
-    Scratch<float> scores;         // (N, E)
-    Scratch<float> expert_rows;    // (N or slots, m): what experts read
-    Scratch<float> wide;           // (slots, 2F), or (N, 2 * intermediate) of a dense layer
-    Scratch<float> expert_out;     // (slots, m)
-    std::vector<int32_t> picks;    // (N, k) experts, ascending
-    std::vector<float> weights;    // (N, k)
-    std::vector<int64_t> slots;    // (N, k) slot of each pick
-    std::vector<int64_t> tokens;   // (slots) token of each slot
-    std::vector<int64_t> starts;   // (E + 1) first slot of each expert
-    std::vector<int64_t> next;     // (E + 1) where the next slot of each expert goes while sorting
+    Scratch<float> scores;        // (N, E)
+    Scratch<float> expert_rows;   // (N or slots, m): what experts read
+    Scratch<float> wide;          // (slots, 2F), or (N, 2 * intermediate) of a dense layer
+    Scratch<float> expert_out;    // (slots, m)
+    std::vector<int32_t> picks;   // (N, k) experts, ascending
+    std::vector<float> weights;   // (N, k)
+    std::vector<int64_t> slots;   // (N, k) slot of each pick
+    std::vector<int64_t> tokens;  // (slots) token of each slot
+    std::vector<int64_t> starts;  // (E + 1) first slot of each expert
+    std::vector<int64_t> next;    // (E + 1) where the next slot of each expert goes while sorting
     std::vector<ExpertTask> tasks;
 };
 

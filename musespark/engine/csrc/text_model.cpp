@@ -60,9 +60,8 @@ void TextModel::forward(const Machine& machine, const Batch& batch, float* logit
             kernels.rms_norm(r, layer.feed_forward_norm.data(), d, config_.rms_norm_eps, normed + row * d);
         });
         layer.feed_forward->forward(machine, work_.feed_forward, normed, n, branch);
-        for_rows(machine, n, d * 4, [&](int64_t row) {
-            layer.feed_forward_branch.join(kernels, residual + row * d, branch + row * d);
-        });
+        for_rows(machine, n, d * 4,
+                 [&](int64_t row) { layer.feed_forward_branch.join(kernels, residual + row * d, branch + row * d); });
     }
     head(machine, batch, logits);
 }
