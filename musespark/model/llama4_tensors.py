@@ -22,11 +22,11 @@ def llama4_tensors(config: ModelConfig) -> dict[str, Shape]:
     for layer in range(text.num_hidden_layers):
         tensors |= {f"{prefix}layers.{layer}.{name}": shape for name, shape in _decoder_layer(text, layer).items()}
     tensors[f"{prefix}norm.weight"] = (text.hidden_size,)
+    tensors["language_model.lm_head.weight"] = (text.vocab_size, text.hidden_size)
     if config.tile_vision is not None:
         wide = config.projector_hidden_size
         tensors |= {f"vision_model.{name}": shape for name, shape in _vision(config.tile_vision, wide).items()}
         tensors["multi_modal_projector.linear_1.weight"] = (text.hidden_size, wide)
-    tensors["language_model.lm_head.weight"] = (text.vocab_size, text.hidden_size)
     return tensors
 
 

@@ -150,8 +150,8 @@ class TensorWriter:
     """
 
     def __init__(self, path: Path, layout: Mapping[str, tuple[Dtype, tuple[int, ...]]]) -> None:
-        """Wider dtypes lie first, so that every tensor is aligned to its own element, as in the format's own writer."""
-        self.order = sorted(layout, key=lambda name: (-DTYPES[layout[name][0]].itemsize, name))
+        """Tensors lie in the order of `layout`, see `_aligned_order`."""
+        self.order = _aligned_order(layout)
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that doesn't say it
         offset = 0
         for name in self.order:
@@ -194,6 +194,20 @@ def write_tensors(
             tensor = load(name)
             assert (tensor.dtype, tensor.shape) == layout[name], f"{name} changed between layout and writing"
             writer.write(name, tensor.data)
+
+
+def _aligned_order(layout: Mapping[str, tuple[Dtype, tuple[int, ...]]]) -> list[str]:
+    """The order of `layout`, so that who reads it in that order reads the file from front to back; integers of eight
+    bytes, which are few and short, before all others. Where a tensor would not be aligned to its own element then, the
+    order of the format's own writer: by width and by name."""
+    order = sorted(layout, key=lambda name: DTYPES[layout[name][0]].itemsize < 8)
+    offset = 0
+    for name in order:
+        dtype, shape = layout[name]
+        if offset % DTYPES[dtype].itemsize:
+            return sorted(layout, key=lambda name: (-DTYPES[layout[name][0]].itemsize, name))
+        offset += math.prod(shape) * DTYPES[dtype].itemsize
+    return order
 
 
 def _from_torch(tensor: Any) -> RawTensor:

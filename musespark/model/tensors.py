@@ -31,13 +31,13 @@ def _muse_tensors(config: ModelConfig) -> dict[str, Shape]:
     for layer in range(text.num_hidden_layers):
         tensors |= _decoder_layer(text, layer, gated=config.model_type == "muse_spark")
     tensors[f"{TEXT_PREFIX}norm.weight"] = (text.hidden_size,)
+    tensors["lm_head.weight"] = (text.vocab_size, text.hidden_size)
     if config.vision is not None:
         tensors |= _vision(config.vision)
         wide, hidden = config.projector_hidden_size, config.vision.merged_size
         tensors["model.vision_adapter.fc1.weight"] = (wide, hidden)
         tensors["model.vision_adapter.fc2.weight"] = (wide, wide)
         tensors["model.vision_projection.weight"] = (text.hidden_size, wide)
-    tensors["lm_head.weight"] = (text.vocab_size, text.hidden_size)
     return tensors
 
 

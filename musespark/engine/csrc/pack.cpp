@@ -138,13 +138,15 @@ void put_float32(std::byte* panel, int64_t lane, const float* row, int64_t n) {
 }
 
 void put_bfloat16(std::byte* panel, int64_t lane, const uint16_t* row, int64_t depth) {
-    auto* halves = reinterpret_cast<uint16_t*>(panel);
-    for (int64_t k = 0; k < depth; ++k) halves[(k / 2 * kPanel + lane) * 2 + k % 2] = row[k];
+    for (int64_t k = 0; k < depth; k += 2) std::memcpy(panel + k / 2 * kStepBytes + lane * 4, row + k, 4);
 }
 
 void put_int8(std::byte* panel, int64_t lane, const int8_t* row, int64_t depth, uint8_t flip) {
-    for (int64_t k = 0; k < depth; ++k) {
-        panel[k / 4 * kStepBytes + lane * 4 + k % 4] = static_cast<std::byte>(static_cast<uint8_t>(row[k]) ^ flip);
+    for (int64_t k = 0; k < depth; k += 4) {
+        uint32_t word;
+        std::memcpy(&word, row + k, sizeof word);
+        word ^= flip * 0x01010101U;
+        std::memcpy(panel + k / 4 * kStepBytes + lane * 4, &word, sizeof word);
     }
 }
 
