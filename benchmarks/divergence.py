@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from musespark.chat.tokenizer import Tokenizer
-from musespark.engine.native import NativeRunner, available_isas, build_info, usable_cores
+from musespark.engine.native import NativeRunner, available_isas, build_info, default_precision, usable_cores
 from musespark.engine.runner import PAGE_SIZE, Batch, Float32, Int32
 from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint
 from musespark.training.shards import read_texts
@@ -104,14 +104,16 @@ def main() -> None:
     )
     parser.add_argument("--text", type=Path, required=True, help="folder of .jsonl.zst files with a `text` in each row")
     parser.add_argument("--samples", type=int, default=60, help=f"pieces of {WINDOW} tokens")
-    parser.add_argument("--precision", choices=["float32", "bf16", "int8"], action="append")
+    parser.add_argument("--precision", choices=["float32", "bf16", "int8", "int4"], action="append")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--isa", choices=available_isas())
     args = parser.parse_args()
 
     checkpoint = open_checkpoint(args.checkpoint)
     reference = open_runner(open_checkpoint(args.reference or args.checkpoint), "float32", args)
-    precisions = args.precision or (["float32"] if args.reference else []) + ["bf16", "int8"]
+    stored = default_precision(checkpoint)
+    coarser = ["bf16", "int8", "int4"] if stored == "int4" else ["bf16", "int8"]
+    precisions = args.precision or (["float32"] if args.reference else []) + coarser
     runners = {precision: open_runner(checkpoint, precision, args) for precision in precisions}
     tallies = {name: Tally() for name in ("reference", *runners)}
     for ids in samples(args.text, Tokenizer.from_file(args.checkpoint / "tokenizer.json"), args.samples):
