@@ -15,8 +15,9 @@ from musespark.chat.tokenizer import Tokenizer
 
 MAX_CALLS = 16  # in one turn that must hold calls: a model that knows no tools would go on for ever
 
-# How JSON may be laid out. Without a bound a model can write nothing but line breaks until it is cut off.
-_LAYOUT = {"whitespace_pattern": r"[ \n\t]{1,40}"}
+# JSON comes in one line, as `json.dumps` writes it or without the spaces. Where line breaks or indentation are allowed,
+# a small model writes them in every place until it is cut off.
+_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 
 
 @dataclass(frozen=True, slots=True)

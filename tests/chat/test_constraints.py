@@ -228,6 +228,15 @@ def test_the_longest_name_and_text_of_a_muse_call_are_taken() -> None:
     assert not allows("llama4", answer, f'"{"é" * (MAX_LENGTH + 1)}"')
 
 
+def test_json_comes_in_one_line() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "array"}, "b": {}}, "required": ["a", "b"]}
+    answer = Constraint(content=schema)
+    for text in ('{"a":[1,{}],"b":[]}', '{"a": [1, {}], "b": []}', '{"a": [1,2], "b":" \\n ", "c": {"d": null}}'):
+        assert allows("llama4", answer, text)
+    for text in ('{ "a": [], "b": 1}', '{"a": [ 1], "b": 1}', '{"a" : [], "b": 1}', '{"a": [],\n"b": 1}'):
+        assert not allows("llama4", answer, text)
+
+
 ANY_CALL = Constraint(calls=(CallRule("f", None, "f"),))
 THOUGHT = " to=self<|message|>hm<|eom|><|start|>assistant"
 
