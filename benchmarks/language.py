@@ -4,8 +4,8 @@
 
 Bits per byte of UTF-8 on the held-out documents of each domain: the model, an interpolated modified Kneser-Ney trigram
 trained on exactly the token stream that the model saw (the run's data plan is replayed), and gzip -9. Naming: one of
-eight names by the gain in log-probability over a blank picture, on held-out and on trained pictures. Without --run the
-trigram is left out. The last line is JSON.
+eight names by the gain in log-probability over a blank picture, and freely, on held-out and on trained pictures.
+Without --run the trigram is left out. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from musespark.chat.templates import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
 from musespark.evals.bits_per_byte import document_ids, score_texts
 from musespark.evals.kneser_ney import KneserNeyTrigram
-from musespark.evals.naming import NamingScore, Picture, name_pictures
+from musespark.evals.naming import NamingScore, Picture, count_named_freely, name_pictures
 from musespark.model.checkpoint import BUNDLED
-from musespark.model.network import MuseSpark, load_network
+from musespark.model.network import Network, load_network
 from musespark.training.pictures import name_answer
 from musespark.training.recipe import load_recipe
 from musespark.training.replay import documents_of, load_progress, seen_rows
@@ -70,8 +70,9 @@ def main() -> None:
                         "standard_error": s.standard_error,
                         "chance": s.chance,
                         "n": s.num_pictures,
+                        "named_freely": freely,
                     }
-                    for name, s in naming.items()
+                    for name, (s, freely) in naming.items()
                 },
                 "torch": torch.__version__,
                 "machine": platform.processor() or platform.machine(),
@@ -100,7 +101,7 @@ def build_trigram(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[
 def score_domain(
     domain: str,
     arguments: argparse.Namespace,
-    network: MuseSpark,
+    network: Network,
     tokenizer: Tokenizer,
     trigram: KneserNeyTrigram | None,
 ) -> dict[str, float]:
@@ -122,25 +123,31 @@ def score_domain(
 
 
 def score_pictures(
-    family: str, split: str, arguments: argparse.Namespace, network: MuseSpark, tokenizer: Tokenizer
-) -> NamingScore:
+    family: str, split: str, arguments: argparse.Namespace, network: Network, tokenizer: Tokenizer
+) -> tuple[NamingScore, int]:
+    """The choice of eight, and how many pictures are named exactly with nothing to choose from."""
     path = arguments.data / "images" / (f"valid-{family}.tar" if split == "held-out" else f"{family}-000.tar")
     pictures = [Picture(data, name_answer(family, row)) for _, data, row in read_images(path)]
     chosen = np.random.default_rng(0).permutation(len(pictures))[: arguments.pictures]
     settings = ChatSettings.from_file(arguments.checkpoint)
-    return name_pictures(network, [pictures[i] for i in chosen], tokenizer, settings)
+    pictures = [pictures[i] for i in chosen]
+    score = name_pictures(network, pictures, tokenizer, settings)
+    return score, count_named_freely(network, pictures, tokenizer, settings)
 
 
-def print_tables(text: dict[str, dict[str, float]], naming: dict[str, NamingScore], num_seen: int) -> None:
+def print_tables(text: dict[str, dict[str, float]], naming: dict[str, tuple[NamingScore, int]], num_seen: int) -> None:
     if num_seen:
         print(f"model and trigram saw the same {num_seen:,} tokens")
     print(f"{'bits per byte':<14}{'model':>8}{'trigram':>9}{'gzip -9':>9}{'bytes':>10}")
     for domain, scores in text.items():
         trigram = f"{scores['trigram']:9.3f}" if "trigram" in scores else f"{'-':>9}"
         print(f"{domain:<14}{scores['model']:8.3f}{trigram}{scores['gzip']:9.3f}{scores['bytes']:10,.0f}")
-    print(f"{'naming, of 8':<18}{'right':>7}{'± s.e.':>8}{'chance':>8}{'pictures':>10}")
-    for name, score in naming.items():
-        print(f"{name:<18}{score.accuracy:7.1%}{score.standard_error:8.1%}{score.chance:8.1%}{score.num_pictures:10,}")
+    print(f"{'naming, of 8':<18}{'right':>7}{'± s.e.':>8}{'chance':>8}{'pictures':>10}{'named freely':>14}")
+    for name, (score, freely) in naming.items():
+        print(
+            f"{name:<18}{score.accuracy:7.1%}{score.standard_error:8.1%}{score.chance:8.1%}"
+            f"{score.num_pictures:10,}{freely:14,}"
+        )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from musespark.chat.tokenizer import Tokenizer
-from musespark.model.network import MuseSpark
+from musespark.model.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ def document_ids(text: str, tokenizer: Tokenizer) -> np.ndarray:
 
 
 @torch.no_grad()
-def network_nats(network: MuseSpark, token_ids: np.ndarray, *, window: int = 512, stride: int = 384) -> float:
+def network_nats(network: Network, token_ids: np.ndarray, *, window: int = 512, stride: int = 384) -> float:
     """Summed -log P of every token after the first.
 
     Long documents are read in windows that overlap: each token is scored once, with at least window - stride tokens
@@ -52,7 +52,7 @@ def network_nats(network: MuseSpark, token_ids: np.ndarray, *, window: int = 512
     return total
 
 
-def score_texts(network: MuseSpark, texts: Sequence[str], tokenizer: Tokenizer) -> Score:
+def score_texts(network: Network, texts: Sequence[str], tokenizer: Tokenizer) -> Score:
     documents = [document_ids(text, tokenizer) for text in texts]
     return Score(
         nats=sum(network_nats(network, document) for document in documents),

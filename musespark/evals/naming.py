@@ -1,13 +1,15 @@
 """Naming pictures by choice: which of eight names does the network find likelier with the picture than without?
 
 The score of a name is log P(answer | picture) - log P(answer | blank picture of the same size), so that names which are
-common or short gain nothing. Wrong names are drawn from the other pictures of the same set.
+common or short gain nothing. A picture's own name is compared with up to NUM_OTHERS names of other pictures of the same
+set; from how many of them it beats follows how often it beats seven drawn from them, without the noise of drawing.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +22,9 @@ from musespark.chat.images import PatchedImage
 from musespark.chat.messages import Image, Message, Text
 from musespark.chat.templates import ChatSettings, render, render_reply
 from musespark.chat.tokenizer import Tokenizer
-from musespark.model.network import MuseSpark
+from musespark.model.network import Network, generate_greedy
+
+NUM_OTHERS = 44  # the smallest set here, the held-out emoji, has 45 pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +35,23 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class NamingScore:
-    num_right: int
-    num_pictures: int
+    """right: of each picture, how often its own name wins (0 to 1)."""
+
+    right: tuple[float, ...]
     num_choices: int
 
     @property
+    def num_pictures(self) -> int:
+        return len(self.right)
+
+    @property
     def accuracy(self) -> float:
-        return self.num_right / self.num_pictures
+        return statistics.fmean(self.right)
 
     @property
     def standard_error(self) -> float:
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_pictures)
+        """Of the accuracy, over pictures."""
+        return statistics.stdev(self.right) / math.sqrt(self.num_pictures)
 
     @property
     def chance(self) -> float:
@@ -49,7 +59,7 @@ class NamingScore:
 
 
 def name_pictures(
-    network: MuseSpark,
+    network: Network,
     pictures: Sequence[Picture],
     tokenizer: Tokenizer,
     settings: ChatSettings,
@@ -58,30 +68,50 @@ def name_pictures(
     num_choices: int = 8,
     seed: int = 0,
 ) -> NamingScore:
+    """Needs pictures of at least `num_choices` names."""
     rng = np.random.default_rng(seed)
     answers = sorted({picture.answer for picture in pictures})
     blank_scores: dict[tuple[tuple[int, int], str], float] = {}
-    right = 0
+    right = []
     for picture in pictures:
         others = [answer for answer in answers if answer != picture.answer]
-        wrong = rng.choice(len(others), size=num_choices - 1, replace=False)
-        choices = [picture.answer, *(others[i] for i in wrong)]
-        scores, grid = answer_log_probs(network, picture.data, question, choices, tokenizer, settings)
-        missing = [choice for choice in choices if (grid, choice) not in blank_scores]
+        compared = rng.choice(len(others), size=min(NUM_OTHERS, len(others)), replace=False)
+        names = [picture.answer, *(others[i] for i in compared)]
+        scores, grid = answer_log_probs(network, picture.data, question, names, tokenizer, settings)
+        missing = [name for name in names if (grid, name) not in blank_scores]
         if missing:
             blank = blank_picture(grid)
-            for choice, score in zip(
+            for name, score in zip(
                 missing, answer_log_probs(network, blank, question, missing, tokenizer, settings)[0], strict=True
             ):
-                blank_scores[grid, choice] = score
-        gains = [score - blank_scores[grid, choice] for score, choice in zip(scores, choices, strict=True)]
-        right += int(np.argmax(gains) == 0)
-    return NamingScore(right, len(pictures), num_choices)
+                blank_scores[grid, name] = score
+        own, *rest = (score - blank_scores[grid, name] for score, name in zip(scores, names, strict=True))
+        num_beaten = sum(gain < own for gain in rest)
+        right.append(math.comb(num_beaten, num_choices - 1) / math.comb(len(rest), num_choices - 1))
+    return NamingScore(tuple(right), num_choices)
+
+
+def count_named_freely(
+    network: Network,
+    pictures: Sequence[Picture],
+    tokenizer: Tokenizer,
+    settings: ChatSettings,
+    *,
+    question: str = "What is this?",
+) -> int:
+    """How many pictures a greedy answer names exactly, with nothing to choose from."""
+    named = 0
+    for picture in pictures:
+        prompt = render([Message("user", (Image(picture.data), Text(question)))], tokenizer, settings)
+        reply = render_reply(Message("assistant", (Text(picture.answer),)), tokenizer)
+        # A right answer is the reply token by token, so more tokens than it has are of no interest.
+        named += reply == generate_greedy(network, prompt.token_ids, prompt.images, max_tokens=len(reply))
+    return named
 
 
 @torch.no_grad()
 def answer_log_probs(
-    network: MuseSpark,
+    network: Network,
     picture: bytes,
     question: str,
     answers: Sequence[str],

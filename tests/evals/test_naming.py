@@ -3,9 +3,18 @@ import io
 import pytest
 from PIL import Image
 
-from musespark.chat.templates import ChatSettings
+from musespark.chat.images import PatchedImage
+from musespark.chat.messages import Message, Text
+from musespark.chat.templates import ChatSettings, render_reply
 from musespark.chat.tokenizer import Tokenizer
-from musespark.evals.naming import NamingScore, Picture, answer_log_probs, blank_picture, name_pictures
+from musespark.evals.naming import (
+    NamingScore,
+    Picture,
+    answer_log_probs,
+    blank_picture,
+    count_named_freely,
+    name_pictures,
+)
 from musespark.model.network import MuseSpark
 from musespark.model.presets import preset
 
@@ -37,7 +46,7 @@ def test_an_untrained_network_names_by_chance(network: MuseSpark) -> None:
     pictures = [Picture(picture(i), f"name {i}") for i in range(40)]
     score = name_pictures(network, pictures, TOKENIZER, SETTINGS, num_choices=4)
     assert score.chance == 0.25
-    assert abs(score.accuracy - 0.25) < 4 * 0.07  # four standard errors of 40 draws at chance
+    assert abs(score.accuracy - 0.25) < 4 * score.standard_error
 
 
 def test_a_name_that_is_likely_without_any_picture_gains_nothing(
@@ -54,12 +63,47 @@ def test_a_name_that_is_likely_without_any_picture_gains_nothing(
     monkeypatch.setattr("musespark.evals.naming.answer_log_probs", scripted)
     pictures = [Picture(data, name) for data, name in right.items()] + [Picture(picture(99), "common")]
     score = name_pictures(network, pictures[:8], TOKENIZER, SETTINGS, num_choices=8)
-    assert score.num_right == 8
+    assert score.right == (1.0,) * 8
 
 
-def test_the_standard_error_is_that_of_a_proportion() -> None:
-    score = NamingScore(num_right=50, num_pictures=100, num_choices=8)
-    assert (score.accuracy, score.standard_error, score.chance) == (0.5, 0.05, 0.125)
+@pytest.mark.parametrize(("rank", "expected"), [(0, 1.0), (1, 4 / 10), (2, 1 / 10), (3, 0.0)])
+def test_a_name_that_few_beat_is_right_as_often_as_drawing_leaves_them_out(
+    network: MuseSpark, monkeypatch: pytest.MonkeyPatch, rank: int, expected: float
+) -> None:
+    """Six names, `rank` of which gain more; three of the five others are drawn: C(5 - rank, 3) / 10."""
+    names = [f"name {i}" for i in range(6)]
+
+    def scripted(
+        _: object, data: bytes, __: str, answers: list[str], *___: object
+    ) -> tuple[list[float], tuple[int, int]]:
+        seen = data == picture(7)
+        return [float(-names.index(answer)) if seen else 0.0 for answer in answers], (2, 2)
+
+    monkeypatch.setattr("musespark.evals.naming.answer_log_probs", scripted)
+    pictures = [Picture(picture(7 if i == rank else 8), name) for i, name in enumerate(names)]
+    score = name_pictures(network, pictures, TOKENIZER, SETTINGS, num_choices=4)
+    assert score.right[rank] == expected
+
+
+def test_a_picture_is_named_freely_when_the_greedy_answer_is_its_name_to_the_end(
+    network: MuseSpark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {3: "a cat", 4: "a cat and more", 5: "a ca"}
+
+    def scripted(_: object, __: object, images: list[PatchedImage], *, max_tokens: int) -> list[int]:
+        shade = round((float(images[0].patches[0, 0]) + 1) * 127.5)
+        return render_reply(Message("assistant", (Text(said[shade]),)), TOKENIZER)[:max_tokens]
+
+    monkeypatch.setattr("musespark.evals.naming.generate_greedy", scripted)
+    pictures = [Picture(picture(shade), "a cat") for shade in said]
+    assert count_named_freely(network, pictures, TOKENIZER, SETTINGS) == 1
+    assert count_named_freely(network, pictures[1:], TOKENIZER, SETTINGS) == 0
+
+
+def test_the_standard_error_is_that_of_a_mean_over_pictures() -> None:
+    score = NamingScore((1.0, 0.0, 1.0, 0.0, 0.5), num_choices=8)
+    assert (score.accuracy, score.chance) == (0.5, 0.125)
+    assert score.standard_error == pytest.approx(0.5 / 5**0.5)
 
 
 def test_a_blank_picture_has_the_asked_grid(network: MuseSpark) -> None:
