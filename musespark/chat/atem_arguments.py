@@ -13,7 +13,7 @@ from typing import Any
 
 from musespark.chat.constraint import GrammarWriter, json_value, literal, one_of
 from musespark.chat.messages import Tool
-from musespark.chat.schemas import ANNOTATIONS, resolve
+from musespark.chat.schemas import MAX_SCHEMA_LEVELS, is_note, resolve
 from musespark.chat.text_patterns import FORMATS, whole_text
 from musespark.chat.tools import is_text
 from musespark.errors import InvalidSchema
@@ -23,8 +23,9 @@ _OPEN, _OPENED, _CLOSE = '<atem:parameter name="', '">', "</atem:parameter>\n"
 _OTHER_KEY = r'/[^"<>\n]{1,64}/'
 _NO_TAG = r"~/(?s:.*)<\/atem:(?s:.*)/"
 _DEFINITIONS = ("$defs", "definitions")
-_OF_OBJECTS = frozenset(("type", "properties", "required", "additionalProperties", *_DEFINITIONS)) | ANNOTATIONS
-_OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "pattern", "format", "$ref")) | ANNOTATIONS
+_OF_OBJECTS = frozenset(("type", "properties", "required", "additionalProperties", *_DEFINITIONS))
+_OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "pattern", "format"))
+_OF_OPTIONS = ("anyOf", "oneOf")  # those of oneOf exclude each other: the schema by itself is compiled first
 
 
 def any_arguments(writer: GrammarWriter, prefix: str) -> str:
@@ -45,14 +46,15 @@ class Arguments:
 
     def rules(self) -> list[str]:
         """What a call holds, in the order of the schema. Raises InvalidSchema for what parameters can't say."""
-        for keyword in self._schema:
-            if keyword not in _OF_OBJECTS:
+        schema = self._object()
+        for keyword in schema:
+            if keyword not in _OF_OBJECTS and not is_note(keyword):
                 raise self._problem(f".{keyword}", "can't be held to for all arguments together in this model's calls")
-        properties = self._schema.get("properties", {})
-        required = self._schema.get("required", [])
+        properties = schema.get("properties", {})
+        required = schema.get("required", [])
         if not isinstance(properties, Mapping) or not isinstance(required, list):
             raise self._problem("", "must have an object of properties and a list of those required")
-        others = self._schema.get("additionalProperties")
+        others = schema.get("additionalProperties")
         undeclared = [name for name in dict.fromkeys(required) if name not in properties]
         if undeclared and others is False:
             raise self._problem(".required", f"names {undeclared[0]!r}, which is not among the properties")
@@ -68,6 +70,19 @@ class Arguments:
             value = self._json(f"{self._prefix}_others_value", others, ".additionalProperties")
             parameters.append(self._writer.rule(f"{self._prefix}_others", opening, value) + "*")
         return parameters
+
+    def _object(self) -> Mapping[str, Any]:
+        """The schema of all arguments, which may be a reference and nothing else: recursive models are written so."""
+        schema: Any = self._schema
+        for _ in range(MAX_SCHEMA_LEVELS):
+            if not isinstance(schema, Mapping) or "$ref" not in schema:
+                break
+            if any(key not in ("$ref", "type", *_DEFINITIONS) and not is_note(key) for key in schema):
+                raise self._problem(".$ref", "has keywords beside it, which this model's calls can't be held to")
+            schema = resolve(schema["$ref"], self._schema)
+        if not isinstance(schema, Mapping) or "$ref" in schema or schema.get("type", "object") != "object":
+            raise self._problem(".$ref", "must lead to the schema of an object")
+        return schema
 
     def _parameter(self, rule: str, name: Any, schema: Any, place: str) -> str:
         if not isinstance(name, str) or not _KEY.fullmatch(name):
@@ -89,29 +104,39 @@ class Arguments:
 
     def _string(self, rule: str, schema: Any, place: str) -> str:
         """The text of a string, as it is."""
-        while isinstance(schema, Mapping) and "$ref" in schema:
-            if set(schema) - ANNOTATIONS != {"$ref"}:
-                raise self._problem(place, "has keywords beside $ref, which can't be held to for a string of a call")
-            schema = resolve(schema["$ref"], self._schema)
+        return _text(self._writer, rule, self._string_text(schema, place))
+
+    def _string_text(self, schema: Any, place: str) -> str:
         assert isinstance(schema, Mapping), "its type was found to be string"
-        for keyword in schema:
+        says = {key: value for key, value in schema.items() if not is_note(key)}
+        if "$ref" in says:
+            if len(says) > 1:
+                raise self._problem(place, "has keywords beside $ref, which can't be held to for a string of a call")
+            return self._string_text(resolve(says["$ref"], self._schema), place)
+        if says.keys() == {"allOf"} and len(says["allOf"]) == 1:
+            return self._string_text(says["allOf"][0], f"{place}.allOf.0")
+        for keyword in _OF_OPTIONS:
+            if keyword in says and says.keys() <= {keyword, "type"}:
+                options = enumerate(says[keyword])
+                return one_of(*(self._string_text(option, f"{place}.{keyword}.{i}") for i, option in options))
+        for keyword in says:
             if keyword not in _OF_STRINGS:
                 raise self._problem(f"{place}.{keyword}", "can't be held to for a string in this model's calls")
-        if "enum" in schema or "const" in schema:
-            values = [schema["const"]] if "const" in schema else schema["enum"]
+        if "enum" in says or "const" in says:
+            values = [says["const"]] if "const" in says else says["enum"]
             values = [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
             if not values:
                 raise self._problem(place, "has no value that is a string")
             if any("</atem:" in value for value in values):
                 raise self._problem(place, "has a value with `</atem:`, which this model's calls can't hold")
-            return _text(self._writer, rule, one_of(*map(literal, values)))
-        rules = [f"/{text}/" for text in self._patterns(schema, place)]
-        if "minLength" in schema or "maxLength" in schema:
+            return one_of(*map(literal, values))
+        rules = [f"/{text}/" for text in self._patterns(says, place)]
+        if "minLength" in says or "maxLength" in says:
             # Counting and looking out for a tag at once would take too many states.
-            rules.append(f"/[^<]{{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}/")
+            rules.append(f"/[^<]{{{says.get('minLength', 0)},{says.get('maxLength', '')}}}/")
         else:
             rules += ["/(?s:.*)/", _NO_TAG]
-        return _text(self._writer, rule, " & ".join(rules))
+        return f"({' & '.join(rules)})"
 
     def _patterns(self, schema: Mapping[str, Any], place: str) -> Iterator[str]:
         if "format" in schema:

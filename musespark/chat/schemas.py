@@ -18,7 +18,7 @@ MAX_SCHEMA_LEVELS = 32  # of subschemas inside each other, references followed
 MAX_EXPANDED = 20_000  # subschemas and enum values, every reference written out
 MAX_ALTERNATIVES = 256  # ways through anyOf, oneOf and allOf together
 MAX_PROPERTIES = 400  # of one object: each optional one is a row of the parser's table
-MAX_LENGTH = 2_000  # of a string whose length is bounded: each character is some states of the lexer
+MAX_LENGTH = 4_096  # of a string whose length is bounded: each character is some states of the lexer
 
 _ONE = ("items", "additionalProperties")  # keywords that hold a schema
 _SEVERAL = ("prefixItems", "anyOf", "oneOf", "allOf")  # … a list of them
@@ -29,8 +29,13 @@ _OF_VALUES = """
     minimum maximum exclusiveMinimum exclusiveMaximum multipleOf
 """
 _KEYWORDS = frozenset((*_ONE, *_SEVERAL, *_NAMED, *_OF_VALUES.split()))
-# They say nothing about which values are valid. `discriminator` is OpenAPI's hint beside oneOf.
-_NOTES = "title description default examples $schema $comment deprecated readOnly writeOnly discriminator"
+# They say nothing about which values are valid. The last line is OpenAPI's; `nullable` allows null where nothing else
+# would, and a value that is not null is valid either way.
+_NOTES = """
+    title description default examples $schema $comment deprecated readOnly writeOnly
+    contentMediaType contentEncoding contentSchema
+    discriminator example nullable externalDocs xml
+"""
 ANNOTATIONS = frozenset(_NOTES.split())
 
 Size = tuple[int, int]  # (subschemas, alternatives), references written out
@@ -51,6 +56,11 @@ def check_schema(schema: Mapping[str, Any], field: str) -> None:
     """Raises InvalidSchema naming the keyword, below `field`, that can't be held to or makes the schema too large."""
     check_size(schema, field)
     _Checker(schema, field).check()
+
+
+def is_note(keyword: str) -> bool:
+    """Whether it says nothing about values. Extensions (`x-…`) don't, but for the one that llguidance reads."""
+    return keyword in ANNOTATIONS or (keyword.startswith("x-") and keyword != "x-guidance")
 
 
 def resolve(reference: str, root: Mapping[str, Any]) -> Any:
@@ -88,7 +98,7 @@ class _Checker:
         if level > MAX_SCHEMA_LEVELS:
             raise self._problem(path, f"is inside of {MAX_SCHEMA_LEVELS} other schemas; that is too deep")
         for keyword in schema:
-            if keyword not in _KEYWORDS and keyword not in ANNOTATIONS:
+            if keyword not in _KEYWORDS and not is_note(keyword):
                 raise self._problem(f"{path}.{keyword[:60]}", "is a keyword that this server can't hold the model to")
         required = schema.get("required", [])
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):

@@ -11,6 +11,7 @@ _DATE = rf"[0-9]{{4}}-((0[13578]|1[02])-{_DAY}|(0[469]|11)-(0[1-9]|[12][0-9]|30)
 _TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+\-]([01][0-9]|2[0-3]):[0-5][0-9])"
 _BYTE = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _NAME = r"[A-Za-z0-9]{1,20}(-[A-Za-z0-9]{1,20})?"
+_COUNT = "[1-9][0-9]{0,3}"
 # Those that clients' libraries write for their own types. Every match is valid; not all that is valid matches.
 FORMATS = {
     "date": _DATE,
@@ -19,6 +20,12 @@ FORMATS = {
     "uuid": r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     "email": rf"[A-Za-z0-9_+\-]{{1,15}}(\.[A-Za-z0-9_+\-]{{1,15}}){{0,3}}@{_NAME}(\.{_NAME}){{1,4}}",
     "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
+    "ipv6": r"([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,3}(:[0-9a-f]{1,4}){1,3}",
+    "hostname": rf"{_NAME}(\.{_NAME}){{0,4}}",
+    "uri": rf"(https?|ftp):\/\/{_NAME}(\.{_NAME}){{0,4}}(:[1-9][0-9]{{0,3}})?(\/[A-Za-z0-9._~\-]{{0,60}}){{0,12}}"
+    r"(\?[A-Za-z0-9._~=&+\-]{1,200})?(#[A-Za-z0-9._~\-]{1,60})?",
+    "duration": rf"P({_COUNT}W|{_COUNT}D(T{_COUNT}H)?|T({_COUNT}H({_COUNT}M({_COUNT}S)?)?|{_COUNT}M({_COUNT}S)?"
+    rf"|{_COUNT}S))",
 }
 ANYTHING = "(?s:.*)"
 # Rust's classes hold all of Unicode's digits and letters, ECMA's those of ASCII.

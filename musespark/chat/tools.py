@@ -85,7 +85,12 @@ def parameter_types(tool: Tool, parameter: str) -> frozenset[str] | None:
 
 
 def _properties(tool: Tool) -> Mapping[str, Any]:
-    properties = tool.parameters.get("properties")
+    schema: Any = tool.parameters
+    for _ in range(MAX_SCHEMA_DEPTH):  # a recursive model's schema is nothing but a reference
+        if not isinstance(schema, Mapping) or not isinstance(schema.get("$ref"), str):
+            break
+        schema = _resolve(schema["$ref"], tool.parameters)
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
     return properties if isinstance(properties, Mapping) else {}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from musespark.chat.constraint import MAX_CALLS, CallRule, Constraint, json_grammar
 from musespark.chat.formats import ChatFormat
+from musespark.chat.schema_words import plain
 from musespark.chat.schemas import check_schema, check_size
 from musespark.engine.grammar import Grammar, ReasoningLimit, Vocabulary
 from musespark.errors import InvalidRequest, InvalidSchema
@@ -58,16 +59,16 @@ def constraint_of(request: ChatRequest) -> Constraint | None:
             param="ignore_eos",
         )
     for tool in strict:
-        check_schema(tool.tool.parameters, tool.field)
+        check_schema(plain(tool.tool.parameters), tool.field)
         if tool.tool.parameters.get("type", "object") != "object":
             raise InvalidSchema(f"`{tool.field}.type` must be 'object'", param=f"{tool.field}.type")
     answer = None if must_call else request.answer_schema
     if request.answer_schema is not None:
-        check_schema(request.answer_schema.schema, request.answer_schema.field)
+        check_schema(plain(request.answer_schema.schema), request.answer_schema.field)
     return Constraint(
-        content=None if answer is None else answer.schema,
+        content=None if answer is None else plain(answer.schema),
         calls=tuple(
-            CallRule(tool.tool.name, _closed(tool.tool.parameters) if tool in strict else None, tool.field)
+            CallRule(tool.tool.name, _closed(plain(tool.tool.parameters)) if tool in strict else None, tool.field)
             for tool in callable_tools
         ),
         must_call=must_call,
@@ -93,7 +94,7 @@ def compile_grammar(
     """
     schemas = [(rule.schema, rule.field) for rule in constraint.calls if rule.schema is not None]
     if request.answer_schema is not None:
-        schemas.append((request.answer_schema.schema, request.answer_schema.field))
+        schemas.append((plain(request.answer_schema.schema), request.answer_schema.field))
     for schema, field in schemas:
         try:
             Grammar(vocabulary, json_grammar(schema), field=field)

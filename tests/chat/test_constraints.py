@@ -135,6 +135,13 @@ VALUES = {
     "a pattern of some length": ({"type": "string", "pattern": "^[a-z]+$", "maxLength": 3}, "abc", "abcd"),
     "a date": ({"type": "string", "format": "date"}, "2026-11-25", "2026-11-31"),
     "a time of a day": ({"type": "string", "format": "date-time"}, "2026-11-25T00:00:00Z", "2026-11-25"),
+    "a date or a word": (
+        {"anyOf": [{"type": "string", "format": "date"}, {"enum": ["now", "never"]}], "title": "When"},
+        "never",
+        "later",
+    ),
+    "one of, as older libraries write it": ({"allOf": [{"enum": ["a", "b"]}], "default": "a", "x-order": 1}, "b", "c"),
+    "an address": ({"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083}, "https://a.bc/d?e", "a.bc"),
     "a number": ({"type": "number"}, "-1.5e3", "x"),
     "true": ({"type": "boolean"}, "true", "True"),
     "a string or null, in quotes": ({"type": ["string", "null"]}, '"x"', "x"),
@@ -174,6 +181,25 @@ def test_parameters_of_a_muse_call_come_in_order_and_those_required_come() -> No
     assert not any(allowed(keys) for keys in ("", "a", "ac", "ba", "bb", "bx"))
 
 
+def test_a_recursive_model_as_parameters_of_a_muse_call() -> None:
+    node = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}},
+        "required": ["name", "next"],
+    }
+    schema = {"$ref": "#/$defs/Node", "$defs": {"Node": node}}
+    constraint = Constraint(calls=(CallRule("f", schema, "f"),), must_call=True)
+    call = muse_call("f", parameter("name", "7"), parameter("next", '{"name": "8", "next": null}'))
+    parser = chat("muse_spark").parser(tools=[Tool("f", parameters=schema)])
+    events = [event for token in spelled("muse_spark", call) for event in parser.push(token)] + parser.finish(
+        whole=True
+    )
+    assert allows("muse_spark", constraint, call)
+    assert not allows("muse_spark", constraint, muse_call("f", parameter("name", "7"), parameter("next", "7")))
+    written = "".join(event.json for event in events if isinstance(event, ToolCallArguments))
+    assert json.loads(written) == {"name": "7", "next": {"name": "8", "next": None}}
+
+
 def test_other_parameters_of_a_muse_call_come_where_the_schema_speaks_of_them() -> None:
     declared = {"type": "object", "properties": {"cat": {}}, "required": ["cat", "dog"]}
     for others, good, bad in ((True, "[]", "word"), ({"type": "integer"}, "7", '"7"')):
@@ -198,12 +224,14 @@ def test_text_of_a_muse_call_can_not_close_it() -> None:
     ("schema", "place"),
     [
         ({"allOf": []}, ".allOf"),
-        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, ".$ref"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {}}, "minProperties": 1}, ".$ref"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array"}}}, ".$ref"),
+        ({"$ref": "#"}, ".$ref"),
         ({"minProperties": 1}, ".minProperties"),
         ({"properties": {'a"b': {}}}, '.properties.a"b'),
         ({"properties": {"x" * 65: {}}}, ".properties." + "x" * 65),
         ({"properties": {"x": {"type": "string", "pattern": "^a|b$"}}}, ".properties.x.pattern"),
-        ({"properties": {"x": {"type": "string", "format": "uri"}}}, ".properties.x.format"),
+        ({"properties": {"x": {"type": "string", "format": "shoe-size"}}}, ".properties.x.format"),
         ({"properties": {"x": {"enum": ["</atem:invoke>"]}}}, ".properties.x"),
         ({"properties": {"x": {"items": {"$ref": "#"}}}}, ".properties.x"),
         ({"required": ["x"], "additionalProperties": False}, ".required"),

@@ -67,7 +67,7 @@ def test_everything_that_is_documented_is_taken() -> None:
         ({"anyOf": [{}, {"contains": {}}]}, "s.anyOf.1.contains"),
         ({"$defs": {"x": {"dependentRequired": {}}}}, "s.$defs.x.dependentRequired"),
         ({"x-guidance": {"lenient": True}}, "s.x-guidance"),
-        ({"$id": "https://example.com"}, "s.$id"),
+        ({"items": {"$id": "https://example.com"}}, "s.items.$id"),
         ({"$dynamicRef": "#a"}, "s.$dynamicRef"),
         ({"items": {"$ref": "other.json#/a"}}, "s.items.$ref"),
         ({"$ref": 5}, "s.$ref"),
@@ -102,8 +102,8 @@ def test_properties_on_both_sides() -> None:
 
 
 def test_lengths_on_both_sides() -> None:
-    check_schema({"minLength": 0, "maxLength": 2_000}, "s")
-    for wrong in (2_001, 1e9, -1, "1", None, True):
+    check_schema({"minLength": 0, "maxLength": 4_096}, "s")
+    for wrong in (4_097, 1e9, -1, "1", None, True):
         assert refusal({"properties": {"x": {"maxLength": wrong}}}).param == "s.properties.x.maxLength"
         assert refusal({"minLength": wrong}).param == "s.minLength"
 

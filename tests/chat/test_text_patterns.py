@@ -106,6 +106,10 @@ GOOD = {
     "uuid": "123e4567-e89b-12d3-a456-426614174000",
     "email": "first.last+tag@mail.example.com",
     "ipv4": "192.168.0.1",
+    "ipv6": "2001:db8::1",
+    "hostname": "www.example.com",
+    "uri": "https://example.com:8080/a/b.html?q=1&r=x#top",
+    "duration": "PT1H30M",
 }
 
 
