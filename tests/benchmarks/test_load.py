@@ -30,7 +30,7 @@ def test_a_toy_is_written_once_and_measured(tmp_path: Path) -> None:
     found = json.loads(runs[1][0].splitlines()[-1])
     assert found["benchmark"] == "load"
     ours = found["results"]["musespark"]
-    assert 0 < ours["checked_s"] < ours["start_s"] < ours["first_token_s"]
+    assert 0 < ours["start_s"] < ours["first_token_s"]
     assert ours["prefill_per_s"][0] == 70 / min(ours["prefill_s"])
     assert ours["peak_bytes"] > 10**7
     peer = (ROOT / ".venv-peers" / "bin" / "python").exists()
