@@ -165,6 +165,7 @@ class AssistantMessage(Strict):
     reasoning_content: str | None = None
     tool_calls: list[HistoryToolCall] | None = Field(None, max_length=128)
     parsed: Any = Field(None, description="what SDKs made of `content`; it is not read")
+    provider_specific_fields: Any = Field(None, description="what litellm keeps beside an answer; it is not read")
     empty_only = frozenset({"name", "refusal", "annotations", "audio", "function_call"})
 
     @model_validator(mode="after")

@@ -23,6 +23,8 @@ _OPEN, _OPENED, _CLOSE = '<atem:parameter name="', '">', "</atem:parameter>\n"
 _OTHER_KEY = r'/[^"<>\n]{1,64}/'
 _NO_TAG = r"~/(?s:.*)<\/atem:(?s:.*)/"
 _DEFINITIONS = ("$defs", "definitions")
+_BY_NAME = ("properties", "patternProperties", *_DEFINITIONS)  # their keys are the client's names
+_VALUES = ("enum", "const", "default", "examples")  # what looks like a reference there is a value
 _OF_OBJECTS = frozenset(("type", "properties", "required", "additionalProperties", *_DEFINITIONS))
 _OF_STRINGS = frozenset(("type", "enum", "const", "minLength", "maxLength", "pattern", "format"))
 _OF_OPTIONS = ("anyOf", "oneOf")  # those of oneOf exclude each other: the schema by itself is compiled first
@@ -95,11 +97,15 @@ class Arguments:
         return self._writer.rule(rule, opening, self._json(f"{rule}_value", schema, place))
 
     def _json(self, rule: str, schema: Any, place: str) -> str:
-        references = list(_references(schema))
-        if any(not reference.startswith(("#/$defs/", "#/definitions/")) for reference in references):
-            raise self._problem(place, "has a $ref to something else than #/$defs/…, which calls can't hold")
-        if references:
-            schema = {**{key: self._schema[key] for key in _DEFINITIONS if key in self._schema}, **schema}
+        if _has_reference(schema):
+            definitions = {key: self._schema[key] for key in _DEFINITIONS if isinstance(self._schema.get(key), Mapping)}
+            root = "arguments"
+            while root in definitions.get("$defs", {}):
+                root += "_"
+            whole = {key: value for key, value in self._schema.items() if key not in _DEFINITIONS}
+            moved = _moved(definitions, root)
+            moved["$defs"] = {**moved.get("$defs", {}), root: _moved(whole, root)}
+            schema = {**moved, **_moved(schema, root)}
         return self._writer.rule(rule, json_value(schema), literal(_CLOSE))
 
     def _string(self, rule: str, schema: Any, place: str) -> str:
@@ -167,12 +173,25 @@ def _opening(writer: GrammarWriter, prefix: str, taken: Iterable[str]) -> str:
     return writer.rule(f"{prefix}_opening".upper(), literal(_OPEN), key, literal(_OPENED))
 
 
-def _references(schema: Any) -> Iterator[str]:
+def _has_reference(schema: Any) -> bool:
     if isinstance(schema, Mapping):
-        if isinstance(schema.get("$ref"), str):
-            yield schema["$ref"]
-        for value in schema.values():
-            yield from _references(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            yield from _references(value)
+        return isinstance(schema.get("$ref"), str) or any(map(_has_reference, schema.values()))
+    return isinstance(schema, list) and any(map(_has_reference, schema))
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """The same where the schema of all arguments, to which `#` refers, is not the root but the definition `root`."""
+    if isinstance(schema, list):
+        return [_moved(part, root) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    moved: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _BY_NAME and isinstance(value, Mapping):
+            moved[key] = {name: _moved(part, root) for name, part in value.items()}
+        else:
+            moved[key] = value if key in _VALUES else _moved(value, root)
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and not reference.startswith(("#/$defs/", "#/definitions/")):
+        moved["$ref"] = f"#/$defs/{root}{reference.removeprefix('#')}"
+    return moved

@@ -34,14 +34,17 @@ _NAMED = ("properties", "patternProperties", "$defs", "definitions")
 _MAX_LEVELS = 64  # a deeper schema is refused anyway
 
 
-def plain(schema: Any, level: int = 0) -> Any:
-    """A copy; places that references point at stay where they are."""
+def plain(schema: Any, *, strict: bool = True, level: int = 0) -> Any:
+    """A copy; places that references point at stay where they are.
+
+    Without `strict`, that the items of an array differ is left to the model.
+    """
     if not isinstance(schema, Mapping) or level > _MAX_LEVELS:
         return schema
     written = {name: value for name, value in schema.items() if not _is_empty(name, value)}
     if level == 0 and isinstance(written.get("$id"), str):
         del written["$id"]  # it names the document, to which no other can refer here
-    if _has_at_most_one(written):
+    if _has_at_most_one(written) or not strict:
         written.pop("uniqueItems", None)
     if level > 0:  # the arguments of a call are told apart by their own names
         _write_names(written)
@@ -50,13 +53,13 @@ def plain(schema: Any, level: int = 0) -> Any:
         written["pattern"] = _PATTERNS.get(pattern, pattern)
     for keyword in _ONE:
         if keyword in written:
-            written[keyword] = plain(written[keyword], level + 1)
+            written[keyword] = plain(written[keyword], strict=strict, level=level + 1)
     for keyword in _SEVERAL:
         if isinstance(parts := written.get(keyword), list):
-            written[keyword] = [plain(part, level + 1) for part in parts]
+            written[keyword] = [plain(part, strict=strict, level=level + 1) for part in parts]
     for keyword in _NAMED:
         if isinstance(parts := written.get(keyword), Mapping):
-            written[keyword] = {name: plain(part, level + 1) for name, part in parts.items()}
+            written[keyword] = {name: plain(part, strict=strict, level=level + 1) for name, part in parts.items()}
     return written
 
 

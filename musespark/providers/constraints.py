@@ -59,7 +59,7 @@ def constraint_of(request: ChatRequest) -> Constraint | None:
             param="ignore_eos",
         )
     for tool in strict:
-        check_schema(plain(tool.tool.parameters), tool.field)
+        check_schema(plain(tool.tool.parameters, strict=tool.strict), tool.field)
         if tool.tool.parameters.get("type", "object") != "object":
             raise InvalidSchema(f"`{tool.field}.type` must be 'object'", param=f"{tool.field}.type")
     answer = None if must_call else request.answer_schema
@@ -68,7 +68,11 @@ def constraint_of(request: ChatRequest) -> Constraint | None:
     return Constraint(
         content=None if answer is None else plain(answer.schema),
         calls=tuple(
-            CallRule(tool.tool.name, _closed(plain(tool.tool.parameters)) if tool in strict else None, tool.field)
+            CallRule(
+                tool.tool.name,
+                _closed(plain(tool.tool.parameters, strict=tool.strict)) if tool in strict else None,
+                tool.field,
+            )
             for tool in callable_tools
         ),
         must_call=must_call,

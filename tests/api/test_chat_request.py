@@ -435,3 +435,9 @@ def test_an_unsupported_field_beside_a_wrong_one_does_not_hide_it() -> None:
 
 def image(url: str, detail: str | None = None) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, "detail": detail}}
+
+
+def test_what_sdks_keep_beside_an_answer_is_not_read() -> None:
+    said = {"role": "assistant", "content": "Hi"}
+    kept = {"parsed": {"a": 1}, "provider_specific_fields": {"refusal": None}, "annotations": [], "function_call": None}
+    assert messages(USER, said | kept) == messages(USER, said)

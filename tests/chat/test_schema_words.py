@@ -99,6 +99,15 @@ def test_what_can_not_be_said_otherwise_is_left_to_be_refused(schema: dict[str, 
     assert caught.value.param == param
 
 
+def test_that_items_differ_is_left_to_the_model_where_a_tool_is_not_strict() -> None:
+    schema = {"properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True}}}
+    written = plain(schema, strict=False)
+    check_schema(written, "s")
+    assert written == {"properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}}}}
+    with pytest.raises(InvalidSchema):
+        check_schema(plain({**schema, "not": {}}, strict=False), "s")
+
+
 def test_names_of_properties_and_values_are_not_keywords() -> None:
     schema = {
         "properties": {"uniqueItems": {"type": "string"}, "format": {"const": {"format": "path"}}},
