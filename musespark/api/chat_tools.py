@@ -84,6 +84,7 @@ class TextFormat(Strict):
 
 class JsonObjectFormat(Strict):
     type: Literal["json_object"]
+    json_schema: dict[str, Any] | None = Field(None, alias="schema", description="as other servers take a json_schema")
 
 
 class JsonSchema(Strict):
@@ -141,5 +142,7 @@ def answer_schema(response_format: TextFormat | JsonObjectFormat | JsonSchemaFor
     if isinstance(response_format, JsonSchemaFormat):
         return AnswerSchema(response_format.json_schema.json_schema, "response_format.json_schema.schema")
     if isinstance(response_format, JsonObjectFormat):
+        if response_format.json_schema is not None:
+            return AnswerSchema(ANY_OBJECT | response_format.json_schema, "response_format.schema")
         return AnswerSchema(ANY_OBJECT, "response_format")
     return None

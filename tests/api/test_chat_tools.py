@@ -109,7 +109,7 @@ REFUSED = [
     ({"tools": [function()], "parallel_tool_calls": 1}, "invalid_request", "parallel_tool_calls"),
     ({"response_format": "json"}, "invalid_request", "response_format"),
     ({"response_format": {"type": "xml"}}, "unsupported_field", "response_format.type"),
-    ({"response_format": {"type": "json_object", "schema": {}}}, "unsupported_field", "response_format.schema"),
+    ({"response_format": {"type": "text", "schema": {}}}, "unsupported_field", "response_format.schema"),
     ({"response_format": {"type": "json_schema"}}, "invalid_request", "response_format.json_schema"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
@@ -157,3 +157,10 @@ def test_arguments_of_an_earlier_call_are_an_object(arguments: str) -> None:
 def test_arguments_that_are_no_object_are_refused_by_their_place(arguments: str) -> None:
     error = refusal(asks(call(), call(arguments=arguments)))
     assert (error.code, error.param) == ("invalid_request", "messages.1.tool_calls.1.function.arguments")
+
+
+def test_a_json_object_may_have_its_schema_beside_it_as_other_servers_take_it() -> None:
+    asked = understood(response_format={"type": "json_object", "schema": {"properties": {"a": {"type": "null"}}}})
+    schema = {"type": "object", "properties": {"a": {"type": "null"}}}
+    assert asked.answer_schema == AnswerSchema(schema, "response_format.schema")
+    assert refusal(response_format={"type": "json_object", "schema": 5}).param == "response_format.schema"
