@@ -1,6 +1,5 @@
 # Two commands do everything: `make serve` and `make test`. Both may be repeated; set-up runs again only when its inputs change.
 PYTHON ?= python3
-PORT ?= 8000
 CHECKPOINT ?=
 ARGS ?=
 
@@ -8,8 +7,8 @@ NATIVE := CMakeLists.txt $(wildcard musespark/engine/csrc/*)
 
 .PHONY: serve test peers clean
 
-serve: .venv/.ready  ## install if needed, then serve the model in the box (or CHECKPOINT=folder) on 127.0.0.1:$(PORT)
-	@exec .venv/bin/musespark serve $(if $(CHECKPOINT),"$(CHECKPOINT)") --port $(PORT)
+serve: .venv/.ready  ## install if needed, then serve the model in the box (or CHECKPOINT=folder) on 127.0.0.1:8000 (or PORT=number)
+	@exec .venv/bin/musespark serve $(if $(CHECKPOINT),"$(CHECKPOINT)")
 
 test: .venv-dev/.ready  ## install if needed, then run the whole suite (ARGS="tests/engine -x" for a part)
 	@exec .venv-dev/bin/python -m pytest $(ARGS)

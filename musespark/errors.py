@@ -16,6 +16,7 @@
     ├── ShuttingDown                   503 shutting_down
     ├── ModelLoading                   503 model_loading            (carries retry_after_ms)
     ├── EngineFailed                   500 engine_failed
+    ├── EngineStopped                  503 engine_stopped
     └── SetupError                     the command line prints it and exits with 2
         ├── ConfigError                    invalid_config
         ├── CheckpointError                invalid_checkpoint
@@ -120,6 +121,13 @@ class ModelLoading(MuseSparkError):
 
 class EngineFailed(MuseSparkError):
     code = "engine_failed"
+
+
+class EngineStopped(MuseSparkError):
+    """The engine has failed for good: only a restart of the server helps."""
+
+    code = "engine_stopped"
+    status = 503
 
 
 class SetupError(MuseSparkError):

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from musespark.accounts.accounts import Accounts
 from musespark.api.body import BodyReader
+from musespark.api.cors import Cors
 from musespark.api.deps import Services
 from musespark.api.gate import PUBLIC, Gate
 from musespark.api.metrics import Metrics
@@ -38,7 +39,10 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
         metrics=services.metrics,
         public=PUBLIC | {"/metrics"} if settings.open_metrics else PUBLIC,
         allowed_hosts=LOOPBACK_NAMES | set(settings.allowed_hosts) if settings.on_loopback else None,
+        cors_origins=frozenset(settings.cors_origins),
     )
+    if settings.cors_origins:
+        app.add_middleware(Cors, origins=settings.cors_origins)
     for module in (chat, models, operations):
         app.include_router(module.router, responses=ERROR_RESPONSES)
     return app

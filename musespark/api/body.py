@@ -61,9 +61,14 @@ class BodyReader:
         encoding = request.headers.get("content-encoding", "identity")
         if encoding.lower() != "identity":
             raise InvalidRequest(f"content-encoding {encoding[:40]!r} is not supported; send the JSON as it is")
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise InvalidRequest(f"content-type is {media_type[:80]!r}; it must be application/json")
+        media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
+        if media_type.strip() != "application/json":
+            raise InvalidRequest(f"content-type is {media_type.strip()[:80]!r}; it must be application/json")
+        for parameter in parameters:
+            name, _, value = parameter.partition("=")
+            charset = value.strip().strip('"')
+            if name.strip() == "charset" and charset not in ("utf-8", "utf8"):
+                raise InvalidRequest(f"the content-type's charset is {charset[:40]!r}; JSON is sent in utf-8")
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length[:20]) > self._limit:
             raise self._too_large()

@@ -31,10 +31,12 @@ from musespark.errors import (
     MethodNotAllowed,
     MuseSparkError,
     NotFound,
+    Overloaded,
     PermissionDenied,
 )
 
 PUBLIC = frozenset({"/healthz", "/readyz"})
+RETRY_AFTER_MS = 1000
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
 
 
@@ -49,19 +51,22 @@ class Gate:
         metrics: Metrics,
         public: Iterable[str] = PUBLIC,
         allowed_hosts: frozenset[str] | None = None,
+        cors_origins: frozenset[str] = frozenset(),
     ) -> None:
-        """`allowed_hosts` are the names that Host and Origin may have; None lets any through."""
+        """`allowed_hosts` are the names that Host and Origin may have; None lets any through. `cors_origins` pass."""
         self._app = app
         self._accounts = accounts
         self._metrics = metrics
         self._public = frozenset(public)
         self._allowed_hosts = allowed_hosts
+        self._cors_origins = cors_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         visit = _Visit(send)
+        visit.last = scope.get("state", {}).get("crowded", False)
         scope["state"] = {"request_id": visit.request_id, "started_s": visit.started_s, "log": visit.log}
         try:
             await self._pass(scope, receive, visit)
@@ -78,11 +83,13 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         headers = Headers(scope=scope)
+        if visit.last and scope["path"] != "/healthz":
+            raise Overloaded("the server has as many connections as it takes", retry_after_ms=RETRY_AFTER_MS)
         if "transfer-encoding" in headers and "content-length" in headers:
             visit.last = True  # RFC 9112, 6.3: a proxy that believed the length takes what follows for another request
             raise InvalidRequest("a request has either a Content-Length or a Transfer-Encoding; this one has both")
         if self._allowed_hosts is not None:
-            check_origin(headers, self._allowed_hosts)
+            check_origin(headers, self._allowed_hosts, self._cors_origins)
         if scope["path"] not in self._public:
             identity = await self._authenticate(headers)
             scope["state"]["identity"] = identity
@@ -164,7 +171,7 @@ def _from_router(error: HTTPException, scope: Scope) -> MuseSparkError:
     return NotFound(f"there is nothing at {scope['path'][:200]!r}; the API is under /v1")
 
 
-def check_origin(headers: Headers, allowed_hosts: frozenset[str]) -> None:
+def check_origin(headers: Headers, allowed_hosts: frozenset[str], cors_origins: frozenset[str] = frozenset()) -> None:
     """Raise PermissionDenied for a request that a foreign web page has sent, or sent under a foreign name.
 
     On loopback every page in the user's browser can reach us. A name of its own that it points at 127.0.0.1 shows in
@@ -177,7 +184,7 @@ def check_origin(headers: Headers, allowed_hosts: frozenset[str]) -> None:
             "MUSESPARK_ALLOWED_HOSTS"
         )
     origin = headers.get("origin")
-    if origin is not None:
+    if origin is not None and origin not in cors_origins:
         authority = origin.partition("://")[2]
         if authority != host and _name(authority) not in allowed_hosts - LOOPBACK_NAMES:
             raise PermissionDenied(

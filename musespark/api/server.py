@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import signal
 import socket
 import threading
@@ -17,27 +18,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import h11
 import orjson
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.keys import NewKey
 from musespark.api import logs
 from musespark.api.app import create_app
 from musespark.api.deps import Services
-from musespark.api.errors import error_object
 from musespark.api.load import LoadedModel, load_model
 from musespark.api.memory import return_large_blocks
+from musespark.api.protocol import BoundedProtocol
 from musespark.api.settings import Settings
-from musespark.errors import InvalidRequest, SetupError
+from musespark.errors import SetupError
 
 T = TypeVar("T")
 
-MAX_HEADER_BYTES = 64 * 1024
-HEAD_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 30
 BACKLOG = 512
 
@@ -168,16 +165,16 @@ def _in_daemon_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
 
 def _uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    protocol = functools.partial(BoundedProtocol, settings.max_connections, settings.write_timeout_s)
     return uvicorn.Config(
         app,
-        http=JsonErrorsProtocol,
+        http=protocol,  # type: ignore[arg-type]  # it is called like a class
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s)
         + 5,  # the engine ends every answer by then; this is for readers
@@ -190,53 +187,6 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-class JsonErrorsProtocol(H11Protocol):
-    """HTTP/1.1 that refuses what is not HTTP in the form of all our errors, and waits `HEAD_TIMEOUT_S` for a head.
-
-    uvicorn would wait for ever, and a few thousand half-open connections use up a process's file descriptors.
-    """
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_watching()
-
-    def _watch_head(self) -> None:
-        if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-            self._stop_watching()
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
-
-    def _stop_watching(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def send_400_response(self, msg: str) -> None:
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.close()  # an answer has begun; another can't be put into it
-            return
-        text = f"this is not a valid HTTP/1.1 request, or its head is longer than {MAX_HEADER_BYTES:,} bytes"
-        body = orjson.dumps(error_object(InvalidRequest(text)))
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=body),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event))
-        self.transport.close()
 
 
 def _reachable(host: str) -> str:

@@ -5,6 +5,7 @@ The only place that reads the environment; lower rooms get values as arguments.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -21,6 +22,10 @@ from musespark.errors import ConfigError
 MIB = 1 << 20
 MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
 HOST_NAME = r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\]"
+ORIGIN = rf"https?://(?:{HOST_NAME})(?::\d{{1,5}})?"
+# Variables of this prefix that are not settings: of `train`, of clients in the same shell, and of Kubernetes, which
+# describes a service called musespark so.
+NO_SETTINGS = r"DATA|API_KEY|BASE_URL|SERVICE_\w+|PORT_\w+"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})  # as Host headers have them
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -52,11 +57,16 @@ class Settings(BaseSettings):
     max_waiting: int = Field(64, ge=1, description="requests in the queue; beyond it 429")
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="longest request body; beyond it 413")
+    max_connections: int = Field(512, ge=1, description="open at the same time; beyond it 429")
     body_timeout_s: float = Field(60.0, gt=0, description="for a client to send its body")
+    write_timeout_s: float = Field(60.0, gt=0, le=86_400, description="for a client that reads nothing of its answer")
     ping_s: float = Field(15.0, gt=0, description="silence in a stream before a comment keeps it open")
     drain_s: float = Field(30.0, ge=0, le=86_400, description="for running requests to finish after SIGTERM")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="extra Host and Origin names accepted when listening on loopback, separated by commas"
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose web pages may call the API, separated by commas"
     )
     open_metrics: bool = Field(False, description="serve /metrics without a key")
 
@@ -68,7 +78,7 @@ class Settings(BaseSettings):
         except ValueError:
             return self.host == "localhost"
 
-    @field_validator("allowed_hosts", mode="before")
+    @field_validator("allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -90,13 +100,38 @@ class Settings(BaseSettings):
                 raise PydanticCustomError("host_name", "{message}", {"message": message})
         return names
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers write them, since they are compared as text."""
+        for origin in origins:
+            if not re.fullmatch(ORIGIN, origin):
+                message = f"{origin} is no origin; write scheme and host, and a port if it has one: https://app.example"
+                raise PydanticCustomError("origin", "{message}", {"message": message})
+        return origins
+
     @classmethod
     def read(cls, **arguments: object) -> Settings:
         """Settings from the environment and `arguments`, of which None means not given. Raises ConfigError."""
+        cls._check_names()
         try:
             return cls(**{name: value for name, value in arguments.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
             name = str(first["loc"][0]) if first["loc"] else "setting"
             name = name if name.isupper() else f"MUSESPARK_{name.upper()}"
+            if name == "MUSESPARK_PORT" and name not in map(str.upper, os.environ):
+                name = "PORT"
             raise ConfigError(f"{name} is {first['input']!r}: {first['msg']}") from None
+
+    @classmethod
+    def _check_names(cls) -> None:
+        """Raise ConfigError for a variable that nobody reads: its author believes that it has an effect."""
+        known = [name.upper() for name in cls.model_fields]
+        for variable in sorted(os.environ):
+            prefix, found, name = variable.upper().partition("MUSESPARK_")
+            if prefix or not found or name in known or re.fullmatch(NO_SETTINGS, name):
+                continue
+            similar = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean MUSESPARK_{similar[0]}?" if similar else "docs/api.md lists all settings"
+            raise ConfigError(f"the environment variable {variable} is no setting of Muse Spark; {advice}")

@@ -134,6 +134,11 @@ class EngineService:
         return self._stopped is None and self._drain_until_s is None and self._engine.ready
 
     @property
+    def failed(self) -> bool:
+        """Whether it takes no requests because it failed, and not because it is being closed."""
+        return isinstance(self._stopped, EngineFailed) or (self._drain_until_s is None and not self._engine.ready)
+
+    @property
     def stats(self) -> EngineStats:
         """The state after the last step: for /metrics."""
         return self._stats

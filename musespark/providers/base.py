@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -167,9 +167,15 @@ class Provider(Protocol):
         """Whether a request sent now would be answered."""
         ...
 
-    async def chat(self, request: ChatRequest) -> ChatStream:
+    @property
+    def failed(self) -> bool:
+        """Whether it is not ready because it failed, and will be only after a restart."""
+        ...
+
+    async def chat(self, request: ChatRequest, *, on_withdrawn: Callable[[Usage], None] | None = None) -> ChatStream:
         """Admit the request. Raises what is wrong with it or with the moment: InvalidRequest and its kinds, Overloaded,
-        ShuttingDown, EngineFailed. Cancelling the task that waits here withdraws the request.
+        ShuttingDown, EngineFailed. Cancelling the task that waits here withdraws the request; if it was being answered
+        already, `on_withdrawn` is told what it used, since there is no stream to tell it.
         """
         ...
 

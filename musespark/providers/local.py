@@ -75,7 +75,11 @@ class LocalProvider:
     def ready(self) -> bool:
         return self._service.ready
 
-    async def chat(self, request: ChatRequest) -> LocalStream:
+    @property
+    def failed(self) -> bool:
+        return self._service.failed
+
+    async def chat(self, request: ChatRequest, *, on_withdrawn: Callable[[Usage], None] | None = None) -> LocalStream:
         short = await self._in(self._short_thread, self._check, request)
         threads = self._short_thread if short else self._long_threads
         generation = self._service.generate(await self._in(threads, self._engine_request, request))
@@ -83,6 +87,8 @@ class LocalProvider:
             await generation.admitted()
         except BaseException:
             await generation.aclose()
+            if generation.usage is not None and on_withdrawn is not None:
+                on_withdrawn(generation.usage)
             raise
         return LocalStream(generation)
 

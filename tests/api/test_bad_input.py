@@ -20,7 +20,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from musespark.api import server
+from musespark.api import protocol
 from tests.api.world import MODEL, World, asking, exchange, receive, running_world
 from tests.chat.image_samples import encoded, picture, png_header
 
@@ -258,6 +258,20 @@ def test_another_content_type_is_refused(world: World, content_type: str) -> Non
     assert "application/json" in error["message"]
 
 
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf-8"', "utf8"])
+def test_a_body_may_say_that_it_is_utf_8(world: World, charset: str) -> None:
+    content = json.dumps(asking("say: ä"), ensure_ascii=False).encode()
+    answer = world.post(content=content, content_type=f"application/json; charset={charset}")
+    assert answer.json()["choices"][0]["message"]["content"] == "ä"
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "UTF-16", '"utf-7"', ""])
+def test_a_body_in_another_charset_is_refused(world: World, charset: str) -> None:
+    content = json.dumps(asking("say: a")).encode()
+    error = refused(world.post(content=content, content_type=f"application/json;x=y ; Charset={charset}"))
+    assert repr(charset.strip('"').lower()) in error["message"]
+
+
 def test_a_compressed_body_is_refused(world: World) -> None:
     error = refused(world.post(content=gzip.compress(b"{}" * 100), content_encoding="gzip"))
     assert "content-encoding" in error["message"]
@@ -329,7 +343,7 @@ def test_a_head_that_is_too_long_gets_the_error_object(world: World) -> None:
 
 
 def test_a_head_that_never_ends_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     whole = f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {world.key}\r\n\r\n".encode()
     for opening in (b"", b"GET /v1/models HT", whole[:-2]):
         assert exchange(world.port, opening) == b""

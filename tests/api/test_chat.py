@@ -204,7 +204,7 @@ def test_a_failure_in_mid_stream_is_an_event_and_not_silence(tmp_path: Path) -> 
 def test_an_unforeseen_error_is_told_by_its_request_id_only(tmp_path: Path) -> None:
     with running_world(tmp_path / "state") as world:
 
-        async def broken(request: Any) -> Any:
+        async def broken(request: Any, **_options: Any) -> Any:
             raise ValueError(f"secret {world.key} in a prompt")
 
         world.provider.chat = broken  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from musespark.engine.service import Generation
+from tests.api.test_operations import samples
 from tests.api.world import LOG, World, asking, running_world
 
 ANSWER = "think: hmm; say: hello"
@@ -62,6 +65,33 @@ def test_a_client_that_leaves_ends_its_work_long_before_its_answer_would(patient
     patient_world.wait_until(lambda: '"status":499' in LOG.getvalue()[began:])
     line = next(line for line in LOG.getvalue()[began:].splitlines() if '"status":499' in line)
     assert 0 < json.loads(line)["completion_tokens"] < 2000  # what was used is known all the same
+
+
+def test_what_a_client_used_is_known_also_if_it_leaves_in_the_moment_of_its_admission(
+    patient_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine answers already, and the route has not heard of it yet."""
+    admitted = Generation.admitted
+
+    async def slowly(generation: Generation) -> None:
+        await admitted(generation)
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(Generation, "admitted", slowly)
+    began, before = len(LOG.getvalue()), samples(patient_world)
+    with connect(patient_world) as connection:
+        connection.sendall(request_bytes(patient_world, "count", stream=True))
+        patient_world.wait_until(lambda: patient_world.service.stats.running == 1)
+        time.sleep(0.05)
+    patient_world.wait_until_idle()
+    patient_world.wait_until(lambda: '"status":499' in LOG.getvalue()[began:])
+    [line] = [line for line in LOG.getvalue()[began:].splitlines() if '"status":499' in line]
+    used = json.loads(line)
+    assert used["prompt_tokens"] > 0
+    assert used["completion_tokens"] > 0
+    for kind in ("prompt", "completion"):
+        key = ("musespark_tokens_total", (("kind", kind),))
+        assert samples(patient_world)[key] - before.get(key, 0) == used[f"{kind}_tokens"]
 
 
 def test_a_client_that_leaves_takes_all_its_choices_with_it(patient_world: World) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.api.world import MODEL, World
+from musespark.engine.runner import Batch, Float32
+from tests.api.world import MODEL, World, running_world
 
 
 def samples(world: World) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -65,6 +69,23 @@ def test_what_clients_send_never_becomes_a_label(world: World) -> None:
     assert "METHOD" not in text
     assert 'route="unmatched"' in text
     assert 'method="other"' in text
+
+
+def test_a_failed_engine_is_not_one_that_is_shutting_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_batch: Batch) -> Float32:
+        raise RuntimeError("the runner is broken")
+
+    with running_world(tmp_path / "state") as world:
+        assert world.client.get("/readyz").status_code == 200
+        monkeypatch.setattr(world.runner, "forward", fail)
+        assert world.ask("say: hello").json()["error"]["code"] == "engine_failed"
+        ready = world.client.get("/readyz")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "engine_stopped")
+        assert world.client.get("/healthz").status_code == 200
+    with running_world(tmp_path / "state") as world:
+        asyncio.run(world.service.close(0.0))
+        ready = world.client.get("/readyz")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "shutting_down")
 
 
 def test_models_are_listed_and_found(world: World) -> None:

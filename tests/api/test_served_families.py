@@ -16,6 +16,7 @@ import pytest
 from musespark.api.load import LoadedModel, load_model
 from musespark.api.settings import Settings
 from musespark.chat.messages import Message, Text, Tool
+from musespark.chat.tiles import TILE_SIDE
 from musespark.chat.tokenizer import LLAMA4_TOKENS, Tokenizer
 from musespark.model.checkpoint import save_checkpoint
 from musespark.model.config import ModelConfig
@@ -45,6 +46,7 @@ def toy_checkpoint(name: str, folder: Path) -> Path:
     data["text_config"] |= {"vocab_size": 320, "max_position_embeddings": 4096}
     if name == "toy-llama4":
         data |= {"image_token_index": tokenizer.special("<|patch|>")}
+        data["vision_config"] |= {"image_size": TILE_SIDE}  # the preset's tower is too small for pictures
     config = ModelConfig.from_dict(data)
     assert config.model_type == FAMILIES[name]
     tokenizer.save(folder / "tokenizer.json")

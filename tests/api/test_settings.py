@@ -80,6 +80,9 @@ def test_an_allowed_host_is_a_name_that_is_not_accepted_already(entry: str, monk
         ("MUSESPARK_THREADS", "1025"),
         ("MUSESPARK_MODEL_NAME", "a/b"),
         ("MUSESPARK_PRECISION", "fp4"),
+        ("MUSESPARK_PORT", "eighty"),
+        ("MUSESPARK_MAX_CONNECTIONS", "0"),
+        ("MUSESPARK_WRITE_TIMEOUT_S", "0"),
         ("MUSESPARK_DRAIN_S", "-1"),
         ("MUSESPARK_DRAIN_S", "inf"),
         ("MUSESPARK_MAX_RUNNING", "513"),
@@ -92,8 +95,45 @@ def test_a_bad_value_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch, v
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError) as caught:
         Settings.read()
-    assert variable in caught.value.message
-    assert value in caught.value.message
+    assert caught.value.message.startswith(f"{variable} is '{value}'")
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("MUSESPARK_THREAD", "did you mean MUSESPARK_THREADS?"),
+        ("musespark_max_wating", "did you mean MUSESPARK_MAX_WAITING?"),
+        ("MUSESPARK_XYZZY", "docs/api.md lists all settings"),
+    ],
+)
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, advice: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(ConfigError) as caught:
+        Settings.read()
+    assert f" {name} " in caught.value.message
+    assert caught.value.message.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    "name", ["MUSESPARK_DATA", "MUSESPARK_API_KEY", "MUSESPARK_SERVICE_HOST", "MUSESPARK_PORT_80_TCP"]
+)
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("musespark_threads", "3")  # the case of a name is of no importance
+    assert Settings.read().threads == 3
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "null", "app.example", "https://app.example/", "https://app.example/x", "ftp://app.example", "https://"],
+)
+def test_an_origin_is_what_a_browser_sends(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("MUSESPARK_CORS_ORIGINS", "https://App.example, http://localhost:3000,http://[::1]:80")
+    assert Settings.read().cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:80")
+    monkeypatch.setenv("MUSESPARK_CORS_ORIGINS", f"https://app.example, {origin}")
+    with pytest.raises(ConfigError, match="MUSESPARK_CORS_ORIGINS") as caught:
+        Settings.read()
+    assert "https://app.example" in caught.value.message
 
 
 def test_the_state_folder_follows_the_custom_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

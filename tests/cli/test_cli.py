@@ -12,6 +12,7 @@ from PIL import Image
 
 from musespark.chat.tokenizer import Tokenizer
 from musespark.model.checkpoint import save_checkpoint
+from tests.api.test_served_families import toy_checkpoint
 from tests.model.files import TOY, random_tensors
 
 MUSESPARK = Path(sys.executable).with_name("musespark")
@@ -66,6 +67,19 @@ def test_the_answer_alone_goes_to_standard_output(checkpoint: Path, tmp_path: Pa
     assert done.stdout == musespark("chat", *arguments, input="What is this?").stdout
 
 
+@pytest.mark.parametrize(("preset", "image_tokens"), [("toy", 4), ("toy-glimmer", 4), ("toy-llama4", 144)])
+def test_each_family_answers_and_counts_a_picture_its_own_way(preset: str, image_tokens: int, tmp_path: Path) -> None:
+    """56 x 56 pixels are four cells of 28 to the Muse families, and one tile of 144 tokens to Llama 4."""
+    checkpoint = toy_checkpoint(preset, tmp_path)
+    picture = tmp_path / "square.png"
+    Image.new("RGB", (56, 56)).save(picture)
+    arguments = ("--checkpoint", checkpoint, "--image", picture, "--max-tokens", 8, "--seed", 1)
+    done = musespark("chat", "What is this?", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"square.png: {image_tokens} tokens" in done.stderr
+    assert done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -85,6 +99,10 @@ def test_what_can_not_be_done_is_said_in_words(
     if arguments[0] == "chat":
         arguments = [*arguments, "--checkpoint", str(checkpoint)]
     assert sentence in refusal(*arguments, env={"MUSESPARK_STATE_DIR": str(tmp_path), "PATH": ""})
+
+
+def test_a_port_that_is_none_is_blamed_on_the_variable_it_came_from() -> None:
+    assert "musespark: PORT is 'abc'" in refusal("serve", env={"PORT": "abc", "PATH": ""})
 
 
 def test_inspect_counts_the_published_model_without_loading_anything() -> None:

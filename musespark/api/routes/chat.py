@@ -20,6 +20,7 @@ from musespark.api.errors import error_object
 from musespark.api.gate import as_musespark_error
 from musespark.api.memory import LARGE_BYTES
 from musespark.api.openapi import CHAT_BODY
+from musespark.engine.request import Usage
 from musespark.errors import ContextTooLong, ModelNotFound
 from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
 
@@ -41,7 +42,8 @@ async def create_chat_completion(request: Request) -> Response:
         _note_labels(request, asked)
         # Admission comes before the status is sent, so that a refusal has a status of its own.
         try:
-            chat = await sse.while_connected(request.receive, provider.chat(chat_request))
+            admission = provider.chat(chat_request, on_withdrawn=lambda usage: _note_usage(usage, request))
+            chat = await sse.while_connected(request.receive, admission)
         except ContextTooLong as error:
             if error.param == "max_tokens" and asked.max_completion_tokens is not None:
                 error.param = "max_completion_tokens"  # as this client calls it
@@ -107,11 +109,14 @@ async def _stream(
 async def _end(chat: ChatStream, request: Request) -> None:
     """Whatever happened: free what the request holds, and note what it used."""
     await chat.aclose()
-    usage = chat.usage
-    if usage is not None:
-        services_of(request).metrics.usage(usage)
-        request.state.log |= {
-            "prompt_tokens": usage.prompt_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "completion_tokens": usage.completion_tokens,
-        }
+    if chat.usage is not None:
+        _note_usage(chat.usage, request)
+
+
+def _note_usage(usage: Usage, request: Request) -> None:
+    services_of(request).metrics.usage(usage)
+    request.state.log |= {
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from musespark.api.deps import provider_of, services_of
 from musespark.api.metrics import CONTENT_TYPE
 from musespark.api.openapi import document
-from musespark.errors import ShuttingDown
+from musespark.errors import EngineStopped, ShuttingDown
 
 router = APIRouter()
 
@@ -23,8 +23,11 @@ async def healthz() -> Response:
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """200 when requests will be answered: the model is loaded and the engine runs. 503 otherwise."""
-    if not provider_of(request).ready:
-        raise ShuttingDown("the engine takes no requests: it is shutting down, or has failed and the log says why")
+    provider = provider_of(request)
+    if provider.failed:
+        raise EngineStopped("the engine has failed, and the log says why; restart the server")
+    if not provider.ready:
+        raise ShuttingDown("the server is shutting down and takes no more requests")
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
