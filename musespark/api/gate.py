@@ -84,7 +84,8 @@ class Gate:
     async def _pass(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         headers = Headers(scope=scope)
         if visit.last and scope["path"] != "/healthz":
-            raise Overloaded("the server has as many connections as it takes", retry_after_ms=RETRY_AFTER_MS)
+            message = "the server has as many connections as it takes; its operator can raise MUSESPARK_MAX_CONNECTIONS"
+            raise Overloaded(message, retry_after_ms=RETRY_AFTER_MS)
         if "transfer-encoding" in headers and "content-length" in headers:
             visit.last = True  # RFC 9112, 6.3: a proxy that believed the length takes what follows for another request
             raise InvalidRequest("a request has either a Content-Length or a Transfer-Encoding; this one has both")

@@ -105,8 +105,10 @@ class Settings(BaseSettings):
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         """As browsers write them, since they are compared as text."""
         for origin in origins:
-            if not re.fullmatch(ORIGIN, origin):
-                message = f"{origin} is no origin; write scheme and host, and a port if it has one: https://app.example"
+            if not re.fullmatch(ORIGIN, origin) or re.fullmatch(r"http:.*:80|https:.*:443", origin):
+                message = (
+                    f"{origin} is no origin; write it as browsers do, without path and usual port: https://a.example"
+                )
                 raise PydanticCustomError("origin", "{message}", {"message": message})
         return origins
 

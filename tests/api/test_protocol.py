@@ -85,7 +85,7 @@ def test_a_million_small_chunks_do_not_keep_the_server_busy(world: World) -> Non
     answer = exchange(world.port, chunked(world, 1_000_000))
     assert answer == b"" or error_code(answer) == "invalid_request"
     assert world.ask("say: hello").status_code == 200
-    assert time.monotonic() - began_s < 5  # reading them all takes half a minute
+    assert time.monotonic() - began_s < 5  # reading them all takes some twenty
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])

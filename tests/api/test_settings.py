@@ -125,15 +125,25 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, nam
 
 @pytest.mark.parametrize(
     "origin",
-    ["*", "null", "app.example", "https://app.example/", "https://app.example/x", "ftp://app.example", "https://"],
+    [
+        "*",
+        "null",
+        "app.example",
+        "https://app.example/",
+        "https://app.example/x",
+        "https://app.example:443",
+        "http://app.example:80",
+        "ftp://app.example",
+        "https://",
+    ],
 )
 def test_an_origin_is_what_a_browser_sends(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
-    monkeypatch.setenv("MUSESPARK_CORS_ORIGINS", "https://App.example, http://localhost:3000,http://[::1]:80")
-    assert Settings.read().cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:80")
+    monkeypatch.setenv("MUSESPARK_CORS_ORIGINS", "https://App.example, http://localhost:3000,http://[::1]:8080")
+    assert Settings.read().cors_origins == ("https://app.example", "http://localhost:3000", "http://[::1]:8080")
     monkeypatch.setenv("MUSESPARK_CORS_ORIGINS", f"https://app.example, {origin}")
     with pytest.raises(ConfigError, match="MUSESPARK_CORS_ORIGINS") as caught:
         Settings.read()
-    assert "https://app.example" in caught.value.message
+    assert f"{origin} is no origin" in caught.value.message
 
 
 def test_the_state_folder_follows_the_custom_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
