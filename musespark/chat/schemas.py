@@ -20,6 +20,10 @@ MAX_ALTERNATIVES = 256  # ways through anyOf, oneOf and allOf together
 MAX_PROPERTIES = 400  # of one object: each optional one is a row of the parser's table
 MAX_LENGTH = 4_096  # of a string whose length is bounded: each character is some states of the lexer
 
+# Bounds of numbers: one digit more is a part more of the expression for a range, and 1e308 took 60 s and 11 GB.
+SMALLEST_BOUND, LARGEST_BOUND = 1e-9, 1e20
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+
 _ONE = ("items", "additionalProperties")  # keywords that hold a schema
 _SEVERAL = ("prefixItems", "anyOf", "oneOf", "allOf")  # … a list of them
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")  # … some by name
@@ -107,6 +111,10 @@ class _Checker:
             bound = schema.get(keyword, 0)
             if type(bound) is not int or not 0 <= bound <= MAX_LENGTH:
                 raise self._problem(f"{path}.{keyword}", f"must be a whole number from 0 to {MAX_LENGTH:,}")
+        for keyword in _BOUNDS:
+            bound = schema.get(keyword)
+            if isinstance(bound, int | float) and bound and not SMALLEST_BOUND <= abs(bound) <= LARGEST_BOUND:
+                raise self._problem(f"{path}.{keyword}", "must be 0, or between 1e-9 and 1e20 without its sign")
         if isinstance(schema.get("properties"), Mapping) and len(schema["properties"]) > MAX_PROPERTIES:
             raise self._problem(f"{path}.properties", f"has more than {MAX_PROPERTIES} properties")
         values = schema.get("enum")

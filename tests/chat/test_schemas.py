@@ -161,3 +161,11 @@ def test_references_are_json_pointers() -> None:
     assert resolve("#/$defs/a~1b/~0c/0", root) == {"x": 1}
     for nowhere in ("#/none", "#/$defs/a~1b/~0c/1", "#/$defs/a~1b/~0c/x", "other#/$defs", "", "#/$defs/a~1b/~0c/0/x/y"):
         assert resolve(nowhere, root) is None
+
+
+@pytest.mark.parametrize("keyword", ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
+def test_bounds_of_numbers_on_both_sides(keyword: str) -> None:
+    for good in (0, 1e-9, -1e-9, 2**64, -1e20, 1e20):
+        check_schema({keyword: good}, "s")
+    for bad in (9e-10, 1e21, -1e308, 5e-324, 10**400):
+        assert refusal({"items": {keyword: bad}}).param == f"s.items.{keyword}"
