@@ -3,15 +3,16 @@
 The header is written by the `gguf` package, and so is the rounding to q8_0 and q4_0; the weights go through piece by
 piece, so that memory stays small however large a tensor is. Integers of the same width are taken over as they are where
 both formats hold them exactly, without rounding again. Which tensors there are is in `gguf_families.py`, the tokenizer
-in `gguf_vocab.py`. Not resumable: a file that was cut off is begun again.
+in `gguf_vocab.py`; how a file replaces another, and goes on after a kill, in `gguf_file.py`.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,19 +21,22 @@ import numpy as np
 from musespark.chat.formats import open_tokenizer
 from musespark.errors import CheckpointError, SetupError
 from musespark.model.checkpoint import open_checkpoint
-from musespark.model.checkpoint_folder import need_space, wait_until_on_disk
+from musespark.model.checkpoint_folder import need_space
 from musespark.model.gguf_families import ARCHITECTURES, Target, refuse_unknown, targets, write_metadata
+from musespark.model.gguf_file import replacing_file
 from musespark.model.gguf_vocab import write_vocabulary
 from musespark.model.weights import Quantized, Weight
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
+    from musespark.chat.tokenizer import Tokenizer
+    from musespark.model.config import ModelConfig
+
 GgufType = Literal["f32", "bf16", "q8_0", "q4_0"]
 ALIGNMENT = 32  # of every tensor, the format's default
 BLOCK = 32  # values that share a scale in q8_0 and q4_0
 HEADER_SPACE = 64 << 20  # more than any vocabulary takes
-MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +57,10 @@ def convert_to_gguf(
 ) -> None:
     """Write the checkpoint folder `source` into the file `target`, which appears whole or not at all.
 
-    type: of the matrices; norms and routers are float32 in all, and beside q4_0 the embedding is q8_0. Quantised
-    checkpoints are expanded first, but for integers that both formats hold. progress(done, all) counts bytes. Raises
-    ConfigError for what llama.cpp can't run, CheckpointError for files, SetupError without the `gguf` package.
+    After a kill, the same call goes on from the last whole tensor. type: of the matrices; norms and routers are float32
+    in all, and beside q4_0 the embedding is q8_0. Quantised checkpoints are expanded first, but for integers that both
+    formats hold. progress(done, all) counts bytes. Raises ConfigError for what llama.cpp can't run, CheckpointError for
+    files, SetupError without the `gguf` package.
     """
     assert type in get_args(GgufType)
     gguf = _package()
@@ -63,65 +68,55 @@ def convert_to_gguf(
     checkpoint = open_checkpoint(source)
     refuse_unknown(checkpoint.config)
     tokenizer = open_tokenizer(source)
-    stored = [_plan(gguf, tensor, type) for tensor in targets(checkpoint)]
-    total = sum(_padded(tensor.size_bytes) for tensor in stored)
-    with replacing_file(target) as new:
-        need_space(target, total + HEADER_SPACE)
-        writer = gguf.GGUFWriter(new, ARCHITECTURES[checkpoint.config.model_type])
-        writer.add_name(source.resolve().name)
-        writer.add_file_type(gguf.LlamaFileType[("ALL_" if type == "f32" else "MOSTLY_") + type.upper()])
-        if type in ("q8_0", "q4_0"):
-            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        write_metadata(writer, checkpoint.config)
-        write_vocabulary(writer, source, tokenizer, checkpoint.config)
-        for tensor in stored:
-            shape = tensor.target.shape
-            writer.add_tensor_info(tensor.target.name, shape, np.dtype(np.float32), tensor.size_bytes, tensor.type)
-        try:
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        finally:
-            writer.close()
-        with new.open("ab") as file:
-            file.write(bytes(-file.tell() % ALIGNMENT))
-            done = 0
-            for tensor in stored:
+    stored = [_stored(gguf, tensor, type) for tensor in targets(checkpoint)]
+    sizes = [_padded(tensor.size_bytes) for tensor in stored]
+    with replacing_file(target, plan=_plan(source, target, type, stored)) as begun:
+        num_kept = max(0, begun.num_parts - 1)  # the first part is the header
+        total, done = sum(sizes), sum(sizes[:num_kept])
+        need_space(target, total - done + HEADER_SPACE)
+        if begun.num_parts == 0:
+            _write_header(gguf, begun.path, checkpoint.config, source, tokenizer, type, stored)
+            begun.note_part()
+        with begun.path.open("ab") as file:
+            for tensor in stored[num_kept:]:
                 for data in _encoded(gguf, tensor):
                     file.write(data.data)
                     done += data.nbytes
                     if progress is not None:
                         progress(done, total)
                 done += file.write(bytes(-tensor.size_bytes % ALIGNMENT))
+                file.flush()
+                begun.note_part()
 
 
-@contextmanager
-def replacing_file(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of `path` when the block ends without an error.
-
-    Raises CheckpointError if `path` exists and is not a GGUF file, and for what goes wrong with the disk.
-    """
-    new = path.with_name(f".{path.name}.writing")
+def _write_header(
+    gguf: Any,
+    path: Path,
+    config: ModelConfig,
+    source: Path,
+    tokenizer: Tokenizer,
+    type: GgufType,
+    stored: Sequence[_Stored],
+) -> None:
+    """Everything before the first tensor."""
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config.model_type])
+    writer.add_name(source.resolve().name)
+    writer.add_file_type(gguf.LlamaFileType[("ALL_" if type == "f32" else "MOSTLY_") + type.upper()])
+    if type in ("q8_0", "q4_0"):
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    write_metadata(writer, config)
+    write_vocabulary(writer, source, tokenizer, config)
+    for tensor in stored:
+        shape = tensor.target.shape
+        writer.add_tensor_info(tensor.target.name, shape, np.dtype(np.float32), tensor.size_bytes, tensor.type)
     try:
-        if path.exists() and not _is_gguf(path):
-            raise CheckpointError(f"{path} exists and is not a GGUF file; it is not overwritten")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.unlink(missing_ok=True)
-        yield new
-        wait_until_on_disk(new)
-        new.replace(path)
-        wait_until_on_disk(path.parent)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from None
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
     finally:
-        new.unlink(missing_ok=True)
-
-
-def _is_gguf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        writer.close()
+    with path.open("ab") as file:
+        file.write(bytes(-file.tell() % ALIGNMENT))
 
 
 def _package() -> Any:
@@ -134,7 +129,7 @@ def _package() -> Any:
     return gguf
 
 
-def _plan(gguf: Any, target: Target, type: GgufType) -> _Stored:
+def _stored(gguf: Any, target: Target, type: GgufType) -> _Stored:
     name = {"small": "f32", "embedding": "q8_0" if type == "q4_0" else type}.get(target.kind, type)
     chosen = gguf.GGMLQuantizationType[name.upper()]
     block, block_bytes = gguf.GGML_QUANT_SIZES[chosen]
@@ -143,6 +138,28 @@ def _plan(gguf: Any, target: Target, type: GgufType) -> _Stored:
             f"{target.name} has {target.shape[-1]:,} inputs; {name} needs a multiple of {block}, take f32 or bf16"
         )
     return _Stored(target, chosen, math.prod(target.shape) // block * block_bytes)
+
+
+def _plan(source: Path, target: Path, type: GgufType, stored: Sequence[_Stored]) -> str:
+    """What tells two conversions apart: the source as it is now, but for what is written into it, and every tensor.
+
+    The version of the package, too, since it rounds the numbers.
+    """
+    files = {
+        path.name: (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(source.iterdir())
+        if not path.name.startswith(".") and path.resolve() != target.resolve()
+    }
+    tensors = [(tensor.target.name, tensor.type.name, tensor.target.shape) for tensor in stored]
+    return json.dumps(
+        {
+            "source": str(source.resolve()),
+            "files": files,
+            "type": type,
+            "gguf": version("gguf"),
+            "tensors": tensors,
+        }
+    )
 
 
 def _padded(size: int) -> int:

@@ -396,32 +396,106 @@ class TestAppearsWholeOrNotAtAll:
             convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type=type)
         assert read(tmp_path / "toy.gguf")[1]["general.file_type"] == 32
 
-    @pytest.mark.parametrize("end", ["kill", "full"])
-    def test_a_kill_and_a_full_disk_leave_the_old_file(self, tmp_path: Path, end: str) -> None:
-        convert_to_gguf(saved(tmp_path / "toy", GLIMMER), tmp_path / "toy.gguf", type="bf16")
-        old = (tmp_path / "toy.gguf").read_bytes()
+    def killed(self, tmp_path: Path, how: str = "SIGKILL") -> bytes:
+        """A conversion of `toy` to f32 that a signal ends after half of the bytes; what it had written."""
         script = f"""
 import os, signal
 from musespark.model.gguf import convert_to_gguf
 def progress(done, total):
-    if {end == "kill"} and done > total // 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if done > total // 2:
+        os.kill(os.getpid(), signal.{how})
 convert_to_gguf({str(tmp_path / "toy")!r}, {str(tmp_path / "toy.gguf")!r}, type="f32", progress=progress)
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert done.returncode == -getattr(signal, how), done.stderr
+        return (tmp_path / ".toy.gguf.writing").read_bytes()
+
+    def going_on(self, tmp_path: Path, type: GgufType = "f32") -> tuple[int, int]:
+        """The first number of bytes that the next run reports, and all of them."""
+        seen: list[tuple[int, int]] = []
+        convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type=type, progress=lambda *now: seen.append(now))
+        assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".json") == ["toy", "toy.gguf"]
+        return seen[0]
+
+    @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
+    def test_after_a_kill_or_ctrl_c_the_same_command_goes_on_from_the_last_whole_tensor(
+        self, tmp_path: Path, how: str
+    ) -> None:
+        saved(tmp_path / "toy", GLIMMER)
+        convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type="f32")
+        whole = (tmp_path / "toy.gguf").read_bytes()
+        convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type="bf16")
+        old = (tmp_path / "toy.gguf").read_bytes()
+        left = self.killed(tmp_path, how)
+        assert (tmp_path / "toy.gguf").read_bytes() == old
+        # A flipped bit in what is kept is still there afterwards: it was not written again.
+        kept = bytearray(left)
+        kept[len(left) // 4] ^= 1
+        (tmp_path / ".toy.gguf.writing").write_bytes(kept + b"half a tensor")
+        first, total = self.going_on(tmp_path)
+        assert first > total * 0.4
+        found = bytearray((tmp_path / "toy.gguf").read_bytes())
+        assert found != whole
+        found[len(left) // 4] ^= 1
+        assert found == whole
+
+    @pytest.mark.parametrize("change", ["type", "source", "no notes", "cut notes", "cut file"])
+    def test_another_conversion_keeps_nothing_of_a_killed_one(self, tmp_path: Path, change: str) -> None:
+        saved(tmp_path / "toy", GLIMMER)
+        self.killed(tmp_path)
+        notes, type = tmp_path / ".toy.gguf.plan", "f32" if change != "type" else "bf16"
+        if change == "source":
+            (tmp_path / "toy" / "tokenizer.json").touch()
+        elif change == "no notes":
+            notes.unlink()
+        elif change == "cut notes":
+            notes.write_text(notes.read_text()[:100])
+        elif change == "cut file":
+            (tmp_path / ".toy.gguf.writing").write_bytes(b"GGUF")
+        first, total = self.going_on(tmp_path, type)
+        assert first < total * 0.4
+        convert_to_gguf(tmp_path / "toy", tmp_path / "again.gguf", type=type)
+        assert (tmp_path / "toy.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()
+
+    def test_a_note_that_was_cut_off_counts_for_nothing(self, tmp_path: Path) -> None:
+        saved(tmp_path / "toy", GLIMMER)
+        self.killed(tmp_path)
+        notes = tmp_path / ".toy.gguf.plan"
+        notes.write_text(notes.read_text()[:-2])
+        self.going_on(tmp_path)
+        convert_to_gguf(tmp_path / "toy", tmp_path / "again.gguf", type="f32")
+        assert (tmp_path / "toy.gguf").read_bytes() == (tmp_path / "again.gguf").read_bytes()
+
+    def test_a_file_inside_its_source_goes_on_too(self, tmp_path: Path) -> None:
+        saved(tmp_path / "toy", GLIMMER)
+        target = tmp_path / "toy" / "toy.gguf"
+
+        def interrupt(done: int, total: int) -> None:
+            if done > total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            convert_to_gguf(tmp_path / "toy", target, progress=interrupt)
+        seen: list[tuple[int, int]] = []
+        convert_to_gguf(tmp_path / "toy", target, progress=lambda *now: seen.append(now))
+        assert seen[0][0] > seen[0][1] * 0.4
+
+    def test_a_full_disk_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
+        convert_to_gguf(saved(tmp_path / "toy", GLIMMER), tmp_path / "toy.gguf", type="bf16")
+        old = (tmp_path / "toy.gguf").read_bytes()
+        script = f"""
+from musespark.model.gguf import convert_to_gguf
+convert_to_gguf({str(tmp_path / "toy")!r}, {str(tmp_path / "toy.gguf")!r}, type="f32")
 """
 
         def no_large_files() -> None:
-            if end == "full":
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
         command = [sys.executable, "-c", script]
         done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=no_large_files)
         assert (tmp_path / "toy.gguf").read_bytes() == old
-        if end == "full":
-            assert "toy.gguf can't be written: File too large" in done.stderr
-        else:
-            assert done.returncode == -signal.SIGKILL
-            convert_to_gguf(tmp_path / "toy", tmp_path / "toy.gguf", type="f32")  # what it left is no obstacle
+        assert "toy.gguf can't be written: File too large" in done.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.json", "toy", "toy.gguf"]
 
     def test_progress_counts_bytes_up_to_all(self, tmp_path: Path) -> None:
