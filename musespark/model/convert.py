@@ -30,6 +30,7 @@ from musespark.model.checkpoint_folder import (
     write_json,
 )
 from musespark.model.config import ModelConfig
+from musespark.model.squares import copy_by_squares
 from musespark.model.tensor_file import DTYPES, FLOAT_DTYPES, Dtype, RawTensor, write_tensors
 from musespark.model.tensors import Shape, expert_parts, is_float32, is_fused_experts, is_transposed
 from musespark.model.weight_formats import MODELOPT_FILE
@@ -210,7 +211,7 @@ class _Experts:
         fused = np.empty(self._shape, DTYPES[self._dtype])
         as_rows = fused.swapaxes(1, 2) if is_transposed(self._name) else fused  # (E, out, in), a view
         for index in range(len(self.parts)):
-            as_rows[self._place(index)] = self.matrix(index).data
+            copy_by_squares(self.matrix(index).data, as_rows[self._place(index)])
         return RawTensor(self._dtype, self._shape, fused)
 
     def _place(self, index: int) -> tuple[int, slice]:

@@ -25,6 +25,7 @@ from musespark.model.checkpoint_folder import need_space
 from musespark.model.gguf_families import ARCHITECTURES, Target, refuse_unknown, targets, write_metadata
 from musespark.model.gguf_file import replacing_file
 from musespark.model.gguf_vocab import write_vocabulary
+from musespark.model.squares import contiguous
 from musespark.model.weights import Quantized, Weight
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def _encoded(gguf: Any, tensor: _Stored) -> Iterator[np.ndarray]:
             values = weight.float32()
             if is_rounded and not np.isfinite(values).all():
                 raise CheckpointError(f"{tensor.target.name} holds NaN or infinity; it can't be quantised")
-            data = gguf.quants.quantize(np.ascontiguousarray(values), tensor.type)
+            data = gguf.quants.quantize(contiguous(values), tensor.type)
         data = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         size += data.nbytes
         yield data

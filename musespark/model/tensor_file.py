@@ -24,6 +24,7 @@ import numpy as np
 from musespark.errors import CheckpointError
 from musespark.model.file_reader import FileReader
 from musespark.model.json_file import parse_json_object, show
+from musespark.model.squares import contiguous
 
 Dtype = Literal["F32", "F16", "BF16", "F8_E4M3", "I8", "I32", "I64", "U8"]
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -79,7 +80,8 @@ class RawTensor:
 
 def float32_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """The bits (uint16) of the nearest bfloat16, ties to even; a NaN stays a NaN. `values` is float32."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    values = contiguous(np.asarray(values, np.float32))
+    bits = values.view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     # Rounding would carry a NaN whose payload is all ones into a number.
     return np.where(np.isnan(values), ((bits >> 16) | 0x40).astype(np.uint16), rounded)
@@ -169,7 +171,7 @@ class TensorWriter:
     def write(self, name: str, rows: np.ndarray, first_row: int = 0) -> None:
         """Write `rows` of the tensor `name`, (n, ...) in its dtype, as its rows [first_row, first_row + n)."""
         dtype, shape = self._layout[name]
-        data = np.ascontiguousarray(rows, dtype=DTYPES[dtype]).reshape(-1).view(np.uint8)
+        data = contiguous(rows.astype(DTYPES[dtype], copy=False)).reshape(-1).view(np.uint8)
         self._file.seek(self._starts[name] + first_row * math.prod(shape[1:]) * DTYPES[dtype].itemsize)
         self._file.write(data.data)
         self._num_missing -= data.size

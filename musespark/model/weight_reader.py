@@ -14,6 +14,7 @@ import numpy as np
 
 from musespark.errors import CheckpointError
 from musespark.model.checkpoint import Checkpoint
+from musespark.model.squares import copy_by_squares
 from musespark.model.tensor_file import DTYPES, FLOAT_DTYPES, RawTensor, TensorFile
 from musespark.model.tensors import AUDIO_PREFIX, is_transposed
 from musespark.model.weights import Fp8, Nvfp4
@@ -127,7 +128,7 @@ class WeightReader:
         whole: np.ndarray = np.empty((num_experts, out, width), one.dtype)
         for expert in range(num_experts):
             file.read_into(name, one, expert * one.nbytes)
-            whole[expert] = one.T
+            copy_by_squares(one.T, whole[expert])
         return whole
 
     def _files(self) -> set[TensorFile]:

@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 
 from musespark.model.pack_quantized import Bits, dequantize
+from musespark.model.squares import contiguous
 from musespark.model.tensor_file import RawTensor
 
 # Values converted at once: indexing turns each into an 8-byte index first, which must stay small beside the tensor.
@@ -127,7 +128,7 @@ class Fp8(_Weight):
         result = np.empty(self.codes.shape, np.float32)
         with np.errstate(over="ignore"):  # a huge scale gives infinity, as it does in every other reader
             for block in _blocks(result.shape):
-                np.multiply(E4M3[self.codes[block]], self.scales[block], out=result[block])
+                np.multiply(E4M3[contiguous(self.codes[block])], self.scales[block], out=result[block])
         return result
 
     @cached_property
@@ -164,7 +165,7 @@ class Nvfp4(_Weight):
         with np.errstate(over="ignore"):
             for block in _blocks(self.shape):
                 scales = E4M3[self.scales[block]][..., None]  # (rows, in / 16, 1)
-                values = E2M1_PAIRS[self.codes[block]].reshape(*scales.shape[:-1], 16) * scales
+                values = E2M1_PAIRS[contiguous(self.codes[block])].reshape(*scales.shape[:-1], 16) * scales
                 np.multiply(values.reshape(len(values), -1), self.tops[block], out=result[block])
         return result
 
