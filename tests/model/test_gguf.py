@@ -443,7 +443,8 @@ convert_to_gguf({str(tmp_path / "toy")!r}, {str(tmp_path / "toy.gguf")!r}, type=
     def test_another_conversion_keeps_nothing_of_a_killed_one(self, tmp_path: Path, change: str) -> None:
         saved(tmp_path / "toy", GLIMMER)
         self.killed(tmp_path)
-        notes, type = tmp_path / ".toy.gguf.plan", "f32" if change != "type" else "bf16"
+        notes = tmp_path / ".toy.gguf.plan"
+        type: GgufType = "bf16" if change == "type" else "f32"
         if change == "source":
             (tmp_path / "toy" / "tokenizer.json").touch()
         elif change == "no notes":

@@ -82,7 +82,7 @@ import os, signal
 from musespark.model.convert import convert_to_hf
 from musespark.model.quantize import quantize_checkpoint
 def progress(done, all):
-    if done > all * 0.6:
+    if done > all * 0.8:
         os.kill(os.getpid(), signal.SIGKILL)
 source, target = {str(tmp_path / "float")!r}, {str(tmp_path / "small")!r}
 quantize_checkpoint(source, target, shard_bytes={SHARD_BYTES}, progress=progress)

@@ -14,13 +14,15 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from musespark.errors import CheckpointError
 from musespark.model import tensor_file
 from musespark.model.tensor_file import RawTensor, TensorFile, float32_to_bfloat16, write_tensors
 from tests.model.files import entry, safetensors_bytes
+
+ANY_TIME = settings(deadline=None)  # on a busy machine a file may take its time
 
 
 def open_bytes(folder: Path, content: bytes) -> TensorFile:
@@ -75,6 +77,7 @@ def test_bfloat16_goes_through_unchanged_to_and_from_torch(tmp_path: Path) -> No
     assert torch.equal(safetensors.torch.load_file(tmp_path / "ours.safetensors")["ours"], values)
 
 
+@ANY_TIME
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
 def test_rounding_to_bfloat16_is_that_of_torch_for_every_bit_pattern(bits: list[int]) -> None:
     values = np.array(bits, np.uint32).view(np.float32)
@@ -246,16 +249,19 @@ def opens_or_is_refused(path: Path, content: bytes) -> None:
 SOUND = safetensors_bytes({"__metadata__": {"format": "pt"}, **GOOD, "c": entry("BF16", [2, 2], 11, 19)}, bytes(19))
 
 
+@ANY_TIME
 @given(st.binary(max_size=200))
 def test_any_bytes_at_all(fuzz_path: Path, content: bytes) -> None:
     opens_or_is_refused(fuzz_path, content)
 
 
+@ANY_TIME
 @given(st.binary(max_size=200), st.integers(0, 40))
 def test_any_bytes_as_a_header_of_the_right_length(fuzz_path: Path, header: bytes, extra: int) -> None:
     opens_or_is_refused(fuzz_path, safetensors_bytes(header, bytes(extra)))
 
 
+@ANY_TIME
 @given(st.lists(st.tuples(st.integers(0, len(SOUND) - 1), st.integers(0, 255)), max_size=4), st.integers(0, len(SOUND)))
 def test_a_sound_file_with_a_few_bytes_changed_and_its_end_cut_off(
     fuzz_path: Path, changes: list[tuple[int, int]], length: int
@@ -284,6 +290,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
+@ANY_TIME
 @given(st.dictionaries(st.text(max_size=8), ENTRIES | JSON, max_size=4), st.integers(0, 64))
 def test_headers_of_the_right_form_with_any_values(fuzz_path: Path, header: dict[str, Any], extra: int) -> None:
     opens_or_is_refused(fuzz_path, safetensors_bytes(header, bytes(extra)))
