@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 from musespark.errors import DataError, SetupError
+from musespark.model.checkpoint import Checkpoint, open_checkpoint
 from musespark.model.pack_quantized import Bits
 from musespark.model.quantize import Calibration, quantize_checkpoint
 
@@ -45,6 +46,7 @@ def run_quantize(
     `quantize_checkpoint` raises. Without `report_text` the report is on a quarter of the calibration text, kept back.
     """
     calibration: Calibration | None = None
+    windows: np.ndarray | None = None
     held_out: np.ndarray | None = None
     if calibration_text is not None or report_text is not None:
         if find_spec("torch") is None:
@@ -52,19 +54,22 @@ def run_quantize(
                 "calibration and report run the model in torch, which serving does not install: "
                 "pip install 'musespark[training]'; without --calibration and --report, quantize needs no torch"
             )
-        calibration, held_out = _texts(source, calibration_text, report_text)
+        windows, held_out = _texts(source, calibration_text, report_text)
+    checkpoint = open_checkpoint(source)  # once for all steps: opening checks every byte
+    if windows is not None:
+        calibration = _calibration(checkpoint, windows)
     console = Console(stderr=True)
     with Progress(*_columns(DownloadColumn()), console=console) as bar:
         task = bar.add_task("quantising", total=None)
         quantize_checkpoint(
-            source,
+            checkpoint,
             target,
             bits=bits,
             group_size=group_size,
             calibration=calibration,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    report = None if held_out is None else _report(source, target, held_out, console)
+    report = None if held_out is None else _report(checkpoint, target, held_out, console)
     if as_json:
         method = "nearest" if calibration is None else "calibrated"
         divergence = None if report is None else report.to_dict()
@@ -77,10 +82,9 @@ def run_quantize(
 
 def _texts(
     source: Path, calibration_text: Path | None, report_text: Path | None
-) -> tuple[Calibration | None, np.ndarray]:
-    """The calibration, if there is a text for it, and the windows of the report: read before the work begins."""
+) -> tuple[np.ndarray | None, np.ndarray]:
+    """The windows of the calibration, if there is a text for it, and of the report: read before the work begins."""
     from musespark.model.calibration_text import read_windows
-    from musespark.model.network.calibration import TextCalibration
 
     held_out = None if report_text is None else read_windows(source, report_text, REPORT_WINDOWS)
     if calibration_text is None:
@@ -95,10 +99,16 @@ def _texts(
                 "give a longer one, or another with --report"
             )
         windows, held_out = windows[:-num_kept_back], windows[-num_kept_back:]
-    return TextCalibration(source, windows), held_out
+    return windows, held_out
 
 
-def _report(source: Path, target: Path, held_out: np.ndarray, console: Console) -> Divergence:
+def _calibration(checkpoint: Checkpoint, windows: np.ndarray) -> Calibration:
+    from musespark.model.network.calibration import TextCalibration
+
+    return TextCalibration(checkpoint, windows)
+
+
+def _report(source: Checkpoint, target: Path, held_out: np.ndarray, console: Console) -> Divergence:
     from musespark.model.network.divergence import compare
 
     with Progress(*_columns(MofNCompleteColumn()), console=console) as bar:

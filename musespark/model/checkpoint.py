@@ -239,6 +239,17 @@ def open_checkpoint(folder: Path | str, *, check_while_reading: bool = False) ->
     return Checkpoint(folder, config, generation, weight_format, files)
 
 
+def as_checkpoint(source: Checkpoint | Path | str) -> Checkpoint:
+    """An open checkpoint as it is, a folder opened: so that who has opened one need not have it checked again.
+
+    What was opened with `check_while_reading` and has not been checked is checked now. Raises CheckpointError.
+    """
+    if not isinstance(source, Checkpoint):
+        return open_checkpoint(source)
+    source.check_files()
+    return source
+
+
 def save_checkpoint(
     folder: Path | str,
     config: ModelConfig,

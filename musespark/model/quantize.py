@@ -19,11 +19,12 @@ from typing import Protocol
 import numpy as np
 
 from musespark.errors import CheckpointError
-from musespark.model.checkpoint import Checkpoint, open_checkpoint
+from musespark.model.checkpoint import Checkpoint, as_checkpoint
 from musespark.model.checkpoint_folder import INDEX_FILE, copy_other_files, need_space, replacing_folder, write_json
 from musespark.model.config import ModelConfig
 from musespark.model.convert import split_into_shards
 from musespark.model.pack_quantized import Bits, Quantization, pack
+from musespark.model.squares import contiguous
 from musespark.model.tensor_file import DTYPES, Dtype, RawTensor, TensorWriter, float32_to_bfloat16
 from musespark.model.tensors import (
     AUDIO_PREFIX,
@@ -76,7 +77,7 @@ class Part:
 
 
 def quantize_checkpoint(
-    source: Path | str,
+    source: Checkpoint | Path | str,
     target: Path | str,
     *,
     bits: Bits = 8,
@@ -91,8 +92,8 @@ def quantize_checkpoint(
     the input width of every matrix. Without it, the largest up to 64 (8 bits) or 32 (4 bits) that does. progress(done,
     all) counts the bytes to write. Raises CheckpointError.
     """
-    source, target = Path(source), Path(target)
-    checkpoint = open_checkpoint(source)
+    checkpoint = as_checkpoint(source)
+    source, target = checkpoint.folder, Path(target)
     if checkpoint.weight_format is not None:
         raise CheckpointError(f"{source} is quantised already, to {checkpoint.weight_format}; start from the original")
     if target.resolve() == source.resolve():
@@ -255,13 +256,13 @@ class _Writer:
 
 
 def _some_rows(raw: RawTensor, values_at_once: int) -> Iterator[tuple[int, RawTensor]]:
-    """(first row, rows) of a tensor, views; at least one row at a time, and a single number at once."""
+    """(first row, rows) of a tensor, views unless transposed; at least one row at a time, a single number at once."""
     if raw.shape == ():
         yield 0, raw
         return
     step = max(1, values_at_once // max(1, math.prod(raw.shape[1:])))
     for start in range(0, raw.shape[0], step):
-        data = raw.data[start : start + step]
+        data = contiguous(raw.data[start : start + step])
         yield start, RawTensor(raw.dtype, data.shape, data)
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from musespark.chat.tokenizer import Tokenizer
+from musespark.cli.quantize import run_quantize
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
+from musespark.model.manifest import check_file
 from musespark.model.network import build_network
 from musespark.model.presets import preset
 
@@ -60,6 +62,28 @@ def test_the_report_is_one_json_document_with_every_layer(folder: Path) -> None:
     quantization = open_checkpoint(folder / "small").quantization
     assert quantization is not None
     assert (quantization.bits, quantization.group_size) == (4, 16)
+
+
+def test_calibration_and_report_check_the_source_once_and_the_result_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[str] = []
+
+    def count(path: Path, digest: str) -> None:
+        checked.append(path.parent.name)
+        check_file(path, digest)
+
+    monkeypatch.setattr("musespark.model.checkpoint_folder.check_file", count)
+    run_quantize(
+        folder / "float",
+        folder / "checked",
+        bits=8,
+        group_size=16,
+        calibration_text=folder / "text.txt",
+        report_text=None,
+        as_json=True,
+    )
+    assert checked == ["float", "checked"]
 
 
 def test_the_table_has_a_row_for_every_layer_and_one_for_the_model(folder: Path) -> None:

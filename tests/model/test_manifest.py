@@ -10,6 +10,7 @@ import pytest
 from musespark.errors import CheckpointError
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
 from musespark.model.manifest import MANIFEST
+from musespark.model.quantize import quantize_checkpoint
 from tests.model.files import TOY, random_tensors
 
 
@@ -32,6 +33,22 @@ def test_one_flipped_bit_in_a_tensor_is_refused_by_name(folder: Path) -> None:
     weights.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         open_checkpoint(folder)
+
+
+def test_who_passes_an_open_checkpoint_along_does_not_have_it_checked_again(folder: Path, tmp_path: Path) -> None:
+    opened = open_checkpoint(folder)
+    (folder / MANIFEST).write_text(f"{'0' * 64}  model.safetensors\n")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        quantize_checkpoint(folder, tmp_path / "small", group_size=16)
+    quantize_checkpoint(opened, tmp_path / "small", group_size=16)
+    open_checkpoint(tmp_path / "small")
+
+
+def test_unless_its_check_has_been_put_off(folder: Path, tmp_path: Path) -> None:
+    (folder / MANIFEST).write_text(f"{'0' * 64}  model.safetensors\n")
+    opened = open_checkpoint(folder, check_while_reading=True)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        quantize_checkpoint(opened, tmp_path / "small", group_size=16)
 
 
 def test_a_checkpoint_without_checksums_opens_unchecked(folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from musespark.model.checkpoint import Checkpoint
 from musespark.model.network.gptq import Objective, round_by_inputs
 from musespark.model.network.layers import Linear
 from musespark.model.network.llama4 import Llama4Experts
@@ -35,10 +36,10 @@ class TextCalibration:
 
     values_at_once = 1 << 25  # 128 MiB in float32: there is a step of Python for each column of so many values
 
-    def __init__(self, folder: Path, token_ids: np.ndarray) -> None:
+    def __init__(self, source: Checkpoint | Path, token_ids: np.ndarray) -> None:
         """token_ids (B, T) int64. Raises CheckpointError."""
         self.identity = f"{METHOD}: {token_ids.shape} {hashlib.sha256(token_ids.tobytes()).hexdigest()}"
-        self._stream = StreamedNetwork(folder)
+        self._stream = StreamedNetwork(source)
         self._hidden = self._stream.embed(torch.from_numpy(token_ids))
         self._num_done = 0  # layers that the text has passed
         self._inputs: dict[str, Tensor] = {}  # module -> (n, in), of the last of these

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from musespark.errors import CheckpointError
+from musespark.model.checkpoint import Checkpoint
 from musespark.model.network.streaming import StreamedNetwork
 
 PREDICTIONS_AT_ONCE = 128  # rows of logits, up to 200,000 wide
@@ -49,7 +50,11 @@ class Divergence:
 
 @torch.no_grad()
 def compare(
-    original: Path, quantized: Path, token_ids: np.ndarray, *, progress: Callable[[int, int], None] | None = None
+    original: Checkpoint | Path,
+    quantized: Checkpoint | Path,
+    token_ids: np.ndarray,
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Divergence:
     """Both checkpoints on the text token_ids (B, T) int64. Holds a layer of each, and the head, in float32.
 
@@ -57,7 +62,8 @@ def compare(
     """
     one, other = StreamedNetwork(original), StreamedNetwork(quantized)
     if one.num_layers != other.num_layers or one.config.text.vocab_size != other.config.text.vocab_size:
-        raise CheckpointError(f"{quantized} is not a quantised {original}: they differ in layers or in vocabulary")
+        folders = one.checkpoint.folder, other.checkpoint.folder
+        raise CheckpointError(f"{folders[1]} is not a quantised {folders[0]}: they differ in layers or in vocabulary")
     tokens = torch.from_numpy(token_ids)
     hidden, other_hidden = one.embed(tokens), other.embed(tokens)
     head = _Head(one)

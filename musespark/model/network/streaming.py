@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from musespark.model.checkpoint import Checkpoint, open_checkpoint
+from musespark.model.checkpoint import Checkpoint, as_checkpoint
 from musespark.model.network.loading import build_network, read_tensor
 from musespark.model.network.text import Layer
 from musespark.model.weights import Plain
@@ -30,9 +30,9 @@ class StreamedNetwork:
     Other weights live as long as what `layer` or `load` returned.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, source: Checkpoint | Path) -> None:
         """Raises CheckpointError."""
-        self.checkpoint: Checkpoint = open_checkpoint(folder)
+        self.checkpoint = as_checkpoint(source)
         self.config = self.checkpoint.config
         with torch.device("meta"):
             self.network = build_network(self.config).eval()
