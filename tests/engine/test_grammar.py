@@ -226,7 +226,7 @@ BOMBS: dict[str, Any] = {
     "a large class": {"type": "string", "pattern": "\\w{2000}"},
     "many items": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
     "a large multiple": {"type": "integer", "multipleOf": 982_451_653},
-    "a large range": {"type": "number", "minimum": -1e300, "maximum": 1e300},
+    "the largest range": {"type": "number", "minimum": -1e20, "maximum": 1e20},
     "many values": {"enum": [f"value {i}" for i in range(4000)]},
     "many properties": {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(400)}},
     "all ways through": {"allOf": [{"anyOf": objects(4)}] * 4},
