@@ -46,6 +46,12 @@ def load_model(settings: Settings, progress: Progress | None = None) -> LoadedMo
     folder = (settings.checkpoint or BUNDLED).resolve()
     checkpoint = open_checkpoint(folder, check_while_reading=True)  # the runner reads all of it
     tokenizer = open_tokenizer(folder)
+    num_rows = checkpoint.config.text.vocab_size
+    if tokenizer.vocab_size > num_rows:  # fewer is common: embeddings are padded
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size:,} tokens, but vocab_size in config.json is "
+            f"{num_rows:,}; these files belong to different models"
+        )
     chat = open_format(folder, checkpoint.config.model_type, tokenizer)
     try:
         return _start(settings, folder, checkpoint, tokenizer, chat, progress)

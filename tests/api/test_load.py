@@ -141,6 +141,19 @@ def test_weights_that_are_not_numbers_are_refused_by_the_folders_name(name: str,
         load_model(Settings(checkpoint=folder, state_dir=tmp_path, threads=1))
 
 
+def test_a_tokenizer_may_have_as_many_tokens_as_the_model_and_not_one_more(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.bytes_only()
+    spoken = tmp_path / "tokenizer.json"
+    tokenizer.save(spoken)
+    num_tokens = tokenizer.vocab_size
+    for vocab_size, name in ((num_tokens, "fits"), (num_tokens - 1, "small")):
+        config = toy_config(vocab_size=vocab_size, eos_token_id=1, pad_token_id=2)
+        save_checkpoint(tmp_path / name, config, random_tensors(config), files={"tokenizer.json": spoken})
+    assert isinstance(ask(tmp_path / "fits", tmp_path, Text("hi"))[-1], Usage)
+    with pytest.raises(CheckpointError, match=rf"small has {num_tokens} tokens, but vocab_size in config.json is 287"):
+        load_model(Settings(checkpoint=tmp_path / "small", state_dir=tmp_path, threads=1))
+
+
 def test_the_models_name_is_its_folders_or_the_operators(checkpoint: Path, tmp_path: Path) -> None:
     assert model_info(Settings(state_dir=tmp_path), checkpoint, "bf16").id == "toy"
     assert model_info(Settings(state_dir=tmp_path, model_name="mine"), checkpoint, "bf16").id == "mine"
