@@ -19,7 +19,9 @@ from musespark.errors import StateError
 
 FILE_NAME = "musespark.db"
 BUSY_TIMEOUT_MS = 5000
-LATEST_REVISION = "0001"  # the newest file in migrations/versions; a test compares
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# Files are named 0001_subject.py and so on, so the newest is found without importing Alembic; a test compares.
+LATEST_REVISION = max(file.name.split("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def prepare_state_dir(state_dir: Path) -> None:
@@ -88,8 +90,9 @@ class Database:
         from alembic.util import CommandError
 
         config = Config()
-        folder = str(Path(__file__).parent / "migrations")
-        config.set_main_option("script_location", folder.replace("%", "%%"))  # a % starts an interpolation there
+        config.set_main_option(
+            "script_location", str(_MIGRATIONS).replace("%", "%%")
+        )  # a % starts an interpolation there
         with self.write() as connection:  # a second process waits here, then finds nothing to do
             config.attributes["connection"] = connection
             try:

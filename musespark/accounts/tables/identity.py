@@ -1,22 +1,10 @@
-"""The tables of the platform: organisations own projects, projects own keys.
-
-Every change here comes with a migration under `migrations/versions`; a test compares the two. Times are whole seconds
-since 1970 in UTC, so that SQLite and PostgreSQL store, order and compare them alike.
-"""
+"""Who there is: organisations own projects, projects own keys."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, ForeignKey, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, LargeBinary, String, Table
 
-# Constraints need names: SQLite can only alter a table by copying it, and Alembic finds what to copy by name.
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from musespark.accounts.tables.base import metadata
 
 organisations = Table(
     "organisations",
