@@ -69,7 +69,9 @@ def test_the_database_runs_in_wal_mode_with_foreign_keys_and_a_busy_timeout(stat
         assert pragmas == {"journal_mode": "wal", "foreign_keys": 1}
         assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 5000
     with pytest.raises(sa.exc.IntegrityError), database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO projects VALUES ('proj_1', 'org_missing', 'name', 0)")
+        connection.exec_driver_sql(
+            "INSERT INTO projects (id, organisation_id, name, created_at) VALUES ('proj_1', 'org_missing', 'name', 0)"
+        )
     database.close()
 
 

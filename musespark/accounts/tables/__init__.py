@@ -7,7 +7,47 @@ one line here: what is not imported here the migrations' test does not see.
 
 from __future__ import annotations
 
+from musespark.accounts.tables.audit import audit_events
 from musespark.accounts.tables.base import metadata
-from musespark.accounts.tables.identity import keys, organisations, projects
+from musespark.accounts.tables.identity import keys, organisations, projects, service_accounts
+from musespark.accounts.tables.limits import limit_buckets, limit_leases, limits
+from musespark.accounts.tables.people import (
+    invitations,
+    memberships,
+    oidc_identities,
+    oidc_sign_ins,
+    people,
+    sessions,
+    sign_in_attempts,
+)
+from musespark.accounts.tables.releases import (
+    early_access,
+    release_aliases,
+    release_events,
+    release_invitations,
+    releases,
+)
 
-__all__ = ["keys", "metadata", "organisations", "projects"]
+__all__ = [
+    "audit_events",
+    "early_access",
+    "invitations",
+    "keys",
+    "limit_buckets",
+    "limit_leases",
+    "limits",
+    "memberships",
+    "metadata",
+    "oidc_identities",
+    "oidc_sign_ins",
+    "organisations",
+    "people",
+    "projects",
+    "release_aliases",
+    "release_events",
+    "release_invitations",
+    "releases",
+    "service_accounts",
+    "sessions",
+    "sign_in_attempts",
+]
