@@ -6,6 +6,7 @@
     │   ├── ContextTooLong             400 context_length_exceeded
     │   ├── InvalidImage               400 invalid_image
     │   ├── InvalidSchema              400 invalid_schema
+    │   ├── RequestExceedsLimit        400 request_exceeds_limit
     │   └── RequestTooLarge            413 request_too_large
     ├── InvalidApiKey                  401 invalid_api_key
     ├── PermissionDenied               403 permission_denied
@@ -13,6 +14,8 @@
     │   └── ModelNotFound              404 model_not_found
     ├── MethodNotAllowed               405 method_not_allowed
     ├── Overloaded                     429 server_overloaded        (carries retry_after_ms)
+    ├── RateLimitExceeded              429 rate_limit_exceeded      (carries retry_after_ms)
+    │   └── ConcurrencyLimitExceeded   429 concurrency_limit_exceeded
     ├── ShuttingDown                   503 shutting_down
     ├── ModelLoading                   503 model_loading            (carries retry_after_ms)
     ├── EngineFailed                   500 engine_failed
@@ -67,6 +70,12 @@ class InvalidSchema(InvalidRequest):
     code = "invalid_schema"
 
 
+class RequestExceedsLimit(InvalidRequest):
+    """A request that alone is larger than a limit of its key, project or organisation: waiting would not help."""
+
+    code = "request_exceeds_limit"
+
+
 class RequestTooLarge(InvalidRequest):
     code = "request_too_large"
     status = 413
@@ -103,6 +112,19 @@ class Overloaded(MuseSparkError):
     def __init__(self, message: str, *, retry_after_ms: int) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+class RateLimitExceeded(MuseSparkError):
+    code = "rate_limit_exceeded"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class ConcurrencyLimitExceeded(RateLimitExceeded):
+    code = "concurrency_limit_exceeded"
 
 
 class ShuttingDown(MuseSparkError):
