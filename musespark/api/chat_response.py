@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from musespark.engine.request import Usage
+from musespark.engine.request import AllowanceEvent, Usage
 from musespark.providers.base import (
     ChatEvent,
     ContentDelta,
@@ -58,7 +58,7 @@ class Formatter:
         async for event in events:
             if isinstance(event, Usage):
                 usage = event
-            else:
+            elif not isinstance(event, AllowanceEvent):
                 choices.setdefault(event.index, _Choice()).add(event)
         assert usage is not None, "a provider ends its stream with a Usage, or raises"
         response = {
@@ -75,7 +75,9 @@ class Formatter:
             yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None}, None, None, include_usage)
 
     def chunk(self, event: ChatEvent, include_usage: bool) -> dict[str, Any] | None:
-        """The chunk that says `event`; None for a usage that was not asked for."""
+        """The chunk that says `event`; None for a usage that was not asked for, and what is no news for a client."""
+        if isinstance(event, AllowanceEvent):
+            return None
         if isinstance(event, Usage):
             if not include_usage:
                 return None

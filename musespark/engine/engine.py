@@ -4,6 +4,7 @@ A step computes one batch: `schedule -> forward -> sample -> append -> finish`. 
 goes wrong with it alone (its image, its output), ends that request. If the runner itself raises, every running
 request ends with EngineFailed, all cached pages are forgotten, and a probe of one token decides whether the engine
 goes on with those that wait or reports that it isn't ready. Every submitted request gets exactly one last event.
+What a request may generate can be bounded by an allowance that grows while it runs (allowance.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from musespark.engine.batch import build_batch, images_in, probe_batch
 from musespark.engine.features import ImageFeatures
 from musespark.engine.kv_cache import KVCache
 from musespark.engine.request import (
+    AllowanceEvent,
     FailedEvent,
     FinishEvent,
     FinishReason,
@@ -76,6 +78,7 @@ class Engine:
         self._max_pixel_bytes = max_pixel_bytes
         self._clock = clock
         self._states: dict[str, RequestState] = {}
+        self._with_allowance: dict[str, RequestState] = {}
         self._events: list[StepEvent] = []
         self._counters = Counters()
         self._arrivals = 0
@@ -86,6 +89,11 @@ class Engine:
     @property
     def has_work(self) -> bool:
         return bool(self._states)
+
+    @property
+    def can_step(self) -> bool:
+        """Whether a step does anything: not while all requests wait for more of their allowances."""
+        return self._scheduler.can_advance or any(self._review_is_due(state) for state in self._with_allowance.values())
 
     @property
     def context_length(self) -> int:
@@ -109,15 +117,19 @@ class Engine:
         for sequence in state.unfinished:
             self._scheduler.add(sequence)
         self._states[request.id] = state
+        if request.allowance is not None:
+            self._with_allowance[request.id] = state
 
     def step(self) -> list[StepEvent]:
         """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""
         try:
+            self._review_allowances()
             chunks = self._scheduler.schedule()
             logits = self._forward(chunks)
             tokens = self._sampler.sample(logits, [chunk.sequence.sampling for chunk in chunks if chunk.samples])
             self._append(chunks, tokens)
             self._finish(chunks)
+            self._review_allowances()
         except Exception as error:
             self._recover(error)
         return self._take_events()
@@ -232,8 +244,10 @@ class Engine:
                 continue
             sequence.num_computed = chunk.end
             self._cache.commit(sequence.table, chunk.end)
-            if chunk.end >= len(sequence.request.prompt):
-                sequence.state.prompt_computed = True
+            state, num_prompt = sequence.state, len(sequence.request.prompt)
+            state.prompt_tokens = max(state.prompt_tokens, min(chunk.end, num_prompt))
+            if chunk.end >= num_prompt:
+                state.prompt_computed = True
             if token is not None:
                 self._push(sequence, token)
 
@@ -256,6 +270,30 @@ class Engine:
         for chunk in chunks:
             if chunk.sequence.finish_reason is not None and chunk.sequence in chunk.sequence.state.unfinished:
                 self._end(chunk.sequence, chunk.sequence.finish_reason)
+
+    def _review_allowances(self) -> None:
+        """End what has used up all that will ever be paid for, and ask for more where little is left."""
+        for state in list(self._with_allowance.values()):
+            if not self._review_is_due(state):
+                continue
+            allowance = state.request.allowance
+            assert allowance is not None
+            if not allowance.final:
+                state.asked_at = allowance.granted
+                self._events.append(AllowanceEvent(state.request.id, state.completion_tokens, state.asked_at))
+                continue
+            while state.unfinished:
+                self._end(state.unfinished[0], "budget")
+
+    @staticmethod
+    def _review_is_due(state: RequestState) -> bool:
+        allowance = state.request.allowance
+        assert allowance is not None
+        if allowance.final:  # asked first: nothing is granted after that, so the rest can't be out of date
+            return state.tokens_left <= 0
+        if state.asked_at == allowance.granted or allowance.granted >= state.most_tokens:
+            return False
+        return state.tokens_left <= 0 or 2 * state.tokens_left < allowance.last_grant
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """The last events of one choice, and of the request after its last choice."""
@@ -282,7 +320,8 @@ class Engine:
 
     def _forget_request(self, state: RequestState) -> None:
         del self._states[state.request.id]
-        self._counters.prompt_tokens += len(state.request.prompt)
+        self._with_allowance.pop(state.request.id, None)
+        self._counters.prompt_tokens += state.prompt_tokens
         self._counters.cached_tokens += state.cached_tokens
         self._pace.request_ended(self._clock())
         if not self._states:

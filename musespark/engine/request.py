@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from musespark.engine.allowance import Allowance
 from musespark.errors import InvalidRequest, MuseSparkError
 
 if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
     from musespark.engine.grammar import Grammar
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "budget", "cancelled"]  # budget: no more tokens were paid for
 
 MAX_CHOICES = 16  # a single request must not be able to fill the batch many times over (CVE-2026-34756)
 MAX_LOGPROBS = 20
@@ -129,7 +130,8 @@ class Request:
     `image_spans[i]` is the [start, end) of the rows in `prompt` that hold `images[i]`, ascending. `salt` is secret to
     the organisation: prefixes are shared only under the same one. `make_output(index)` is called once per choice. Of
     two waiting requests the lower `priority` goes first, then the earlier. Every choice keeps to the `grammar`, whose
-    end is a stop token of `sampling`. Raises InvalidRequest.
+    end is a stop token of `sampling`. `tenant` is whom the engine is fair to: the organisation. Never more tokens are
+    generated than the `allowance` grants; None is no such limit. Raises InvalidRequest.
     """
 
     id: str
@@ -142,6 +144,8 @@ class Request:
     n: int = 1
     priority: int = 0
     grammar: Grammar | None = None
+    tenant: str = ""
+    allowance: Allowance | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(self.prompt))
@@ -164,6 +168,10 @@ class Request:
     def image_tokens(self) -> int:
         return sum(end - start for start, end in self.image_spans)
 
+    def image_tokens_before(self, position: int) -> int:
+        """Rows of images among the first `position` tokens of the prompt."""
+        return sum(max(0, min(end, position) - start) for start, end in self.image_spans)
+
     @property
     def pixel_bytes(self) -> int:
         """Memory of the images, which the request holds to its end: 9.4 KB for each of their tokens."""
@@ -172,10 +180,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. The prompt counts once however large `n` is; `completion_tokens` adds up all choices.
+    """Tokens of one request, as far as they were really processed.
 
-    `cached_tokens` of the prompt came from the prefix cache when the request first started; `image_tokens` are part of
-    `prompt_tokens`, `reasoning_tokens` part of `completion_tokens`, which count the stop token that ended a choice.
+    `prompt_tokens` is the whole prompt, once however large `n` is, unless the request ended before all of it was
+    computed: then the part that was. `cached_tokens` of it came from the prefix cache when the request first started,
+    `image_tokens` of it are rows of images, `cached_image_tokens` of it are both. `completion_tokens` adds up all
+    choices and counts the stop token that ended one; `reasoning_tokens` are part of it. What is computed again after a
+    preemption counts once.
     """
 
     prompt_tokens: int
@@ -183,6 +194,21 @@ class Usage:
     image_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    cached_image_tokens: int = 0
+
+    @property
+    def computed_text_tokens(self) -> int:
+        """With `computed_image_tokens` and `cached_tokens` a partition of the prompt."""
+        return self.prompt_tokens - self.cached_tokens - self.computed_image_tokens
+
+    @property
+    def computed_image_tokens(self) -> int:
+        return self.image_tokens - self.cached_image_tokens
+
+    @property
+    def visible_tokens(self) -> int:
+        """With `reasoning_tokens` a partition of the completion."""
+        return self.completion_tokens - self.reasoning_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +246,19 @@ class FailedEvent:
     usage: Usage
 
 
-StepEvent = TokenEvent | FinishEvent | UsageEvent | FailedEvent
+@dataclass(frozen=True, slots=True)
+class AllowanceEvent:
+    """Less than half of the last grant is left: whoever wants the request to go on without a pause grants more now.
+
+    Once per grant, and not when it covers all that the request can generate.
+    """
+
+    request_id: str
+    completion_tokens: int
+    granted: int
+
+
+StepEvent = TokenEvent | FinishEvent | UsageEvent | FailedEvent | AllowanceEvent
 
 
 def _check_float(name: str, value: Any, low: float, high: float, low_allowed: bool = True) -> None:

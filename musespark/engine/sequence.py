@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, field
 
 from musespark.engine.kv_cache import BlockTable, KVCache
@@ -54,16 +55,32 @@ class RequestState:
     outputs: list[Output] = field(default_factory=list)
     started: bool = False
     prompt_computed: bool = False
-    cached_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, when the request first started
+    prompt_tokens: int = 0  # of the prompt, computed or from the cache
     completion_tokens: int = 0
+    asked_at: int | None = None  # how much was granted when an AllowanceEvent asked for more
+
+    @property
+    def tokens_left(self) -> float:
+        """How many more tokens of all choices together are paid for."""
+        allowance = self.request.allowance
+        return math.inf if allowance is None else allowance.granted - self.completion_tokens
+
+    @property
+    def most_tokens(self) -> int:
+        """The most that `completion_tokens` can become."""
+        max_tokens = self.request.sampling.max_tokens
+        return self.completion_tokens + sum(max_tokens - sequence.num_generated for sequence in self.unfinished)
 
     def usage(self) -> Usage:
+        num_cached = min(self.cached_tokens, self.prompt_tokens)  # less only if the first step failed
         return Usage(
-            prompt_tokens=len(self.request.prompt),
-            cached_tokens=self.cached_tokens,
-            image_tokens=self.request.image_tokens,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=num_cached,
+            image_tokens=self.request.image_tokens_before(self.prompt_tokens),
             completion_tokens=self.completion_tokens,
             reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
+            cached_image_tokens=self.request.image_tokens_before(num_cached),
         )
 
 

@@ -8,6 +8,7 @@ admitted request gets a last event, also when the service closes or its thread d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import queue
@@ -17,7 +18,16 @@ from collections import deque
 from collections.abc import Callable
 
 from musespark.engine.engine import Engine
-from musespark.engine.request import FailedEvent, FinishEvent, Request, StepEvent, TokenEvent, Usage, UsageEvent
+from musespark.engine.request import (
+    AllowanceEvent,
+    FailedEvent,
+    FinishEvent,
+    Request,
+    StepEvent,
+    TokenEvent,
+    Usage,
+    UsageEvent,
+)
 from musespark.engine.stats import EngineStats
 from musespark.errors import EngineFailed, MuseSparkError, ShuttingDown
 
@@ -65,7 +75,8 @@ class _Stream:
 class Generation:
     """The events of one request: `async for event in generation`. For one consumer.
 
-    TokenEvents of each choice, then its FinishEvent; after all of them a UsageEvent, which is the last. A failure
+    TokenEvents of each choice, then its FinishEvent; after all of them a UsageEvent, which is the last. In between
+    AllowanceEvents, of a request with an allowance: whoever reads them grants more, or the request pauses. A failure
     raises EngineFailed or ShuttingDown instead. `aclose()`, or dropping the object, cancels the request and frees its
     pages.
     """
@@ -90,7 +101,7 @@ class Generation:
     def __aiter__(self) -> Generation:
         return self
 
-    async def __anext__(self) -> TokenEvent | FinishEvent | UsageEvent:
+    async def __anext__(self) -> TokenEvent | FinishEvent | UsageEvent | AllowanceEvent:
         stream = self._stream
         await self.admitted()
         if self._closed:
@@ -179,10 +190,10 @@ class EngineService:
 
     def _serve(self) -> None:
         while True:
-            self._run_commands(wait=not self._engine.has_work and self._drain_until_s is None)
+            self._run_commands(self._idle_time_s())
             if self._drain_until_s is not None and self._nothing_to_drain(self._drain_until_s):
                 return
-            if self._engine.has_work:
+            if self._engine.can_step:
                 self._deliver(self._engine.step())
                 if not self._engine.has_work:
                     self._engine.check_integrity()
@@ -191,9 +202,18 @@ class EngineService:
     def _nothing_to_drain(self, until_s: float) -> bool:
         return not self._engine.has_work or time.monotonic() >= until_s
 
-    def _run_commands(self, *, wait: bool = False) -> None:
-        if wait:
-            self._mailbox.get()()
+    def _idle_time_s(self) -> float | None:
+        """How long to wait for a command, which a grant is too; None: until one comes."""
+        if self._engine.can_step:
+            return 0.0
+        if self._drain_until_s is None:
+            return None
+        return max(0.0, self._drain_until_s - time.monotonic()) if self._engine.has_work else 0.0
+
+    def _run_commands(self, wait_s: float | None = 0.0) -> None:
+        if wait_s != 0.0:
+            with contextlib.suppress(queue.Empty):
+                self._mailbox.get(timeout=wait_s)()
         while True:
             try:
                 command = self._mailbox.get_nowait()
@@ -216,6 +236,8 @@ class EngineService:
             self._tell(stream.loop, functools.partial(stream.refuse, failure))
         else:
             self._streams[stream.request.id] = stream
+            if stream.request.allowance is not None:
+                stream.request.allowance.listen(functools.partial(self._post, _wake_up))
             self._tell(stream.loop, stream.admit)
 
     def _cancel(self, stream: _Stream) -> None:
@@ -249,7 +271,7 @@ class EngineService:
             stream = self._streams[event.request_id]
             hops.setdefault(stream.loop, []).append((stream, event))
             if isinstance(event, UsageEvent | FailedEvent):
-                del self._streams[event.request_id]
+                self._forget(stream)
         for loop, news in hops.items():
             if not self._tell(loop, functools.partial(_put_all, news)):
                 for stream, _ in news:
@@ -257,8 +279,14 @@ class EngineService:
 
     def _abandon(self, stream: _Stream) -> None:
         """Its event loop is closed, so nobody will ever cancel it."""
-        if self._streams.pop(stream.request.id, None) is not None:
+        if stream.request.id in self._streams:
+            self._forget(stream)
             self._engine.cancel(stream.request.id)
+
+    def _forget(self, stream: _Stream) -> None:
+        del self._streams[stream.request.id]
+        if stream.request.allowance is not None:
+            stream.request.allowance.listen(None)
 
     @staticmethod
     def _tell(loop: asyncio.AbstractEventLoop, news: Callable[[], None]) -> bool:
@@ -267,6 +295,10 @@ class EngineService:
         except RuntimeError:  # the loop is closed
             return False
         return True
+
+
+def _wake_up() -> None:
+    """The command that changes nothing: the thread looks again at what it may do."""
 
 
 def _put_all(news: list[tuple[_Stream, StepEvent]]) -> None:

@@ -40,7 +40,9 @@ class Counters:
     generated_tokens: int = 0
     overloaded: int = 0
     failed: int = 0
-    finished: dict[FinishReason, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0})
+    finished: dict[FinishReason, int] = field(
+        default_factory=lambda: {"stop": 0, "length": 0, "budget": 0, "cancelled": 0}
+    )
 
     def snapshot(self, **now: Any) -> EngineStats:
         """All of it; `now` gives the fields of EngineStats that aren't counted here."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from musespark.chat.messages import Message, Tool
-from musespark.engine.request import Usage
+from musespark.engine.allowance import Allowance
+from musespark.engine.request import AllowanceEvent, Usage
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "budget"]  # budget: no more tokens were paid for
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class ChatRequest:
 
     `max_tokens` None means as many as the context still holds. `logprobs` None is off, otherwise the number of
     alternatives to report. `cache_salt` is secret to the caller's organisation; a cached prefix serves one salt only.
+    `tenant` names the organisation: the engine is fair to them. No more tokens are generated than `allowance` grants.
 
     tool_choice: whether the model may call `tools`, or must; "none" is said by offering none. `only_tool` is the name
         of the one that it must call then.
@@ -71,6 +73,8 @@ class ChatRequest:
     only_tool: str | None = None
     parallel_tool_calls: bool = True
     answer_schema: AnswerSchema | None = None
+    tenant: str = ""
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,7 @@ class Finished:
     reason: FinishReason
 
 
-ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Usage
+ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Usage | AllowanceEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,8 @@ class ModelInfo:
 
 class ChatStream(Protocol):
     """The events of one admitted request, for one consumer. A Usage comes last, after a Finished for each choice.
+
+    Of a request with an allowance there are AllowanceEvents too: whoever reads them grants more, or it pauses.
 
     Iterating may raise EngineFailed or ShuttingDown.
     """

@@ -17,7 +17,7 @@ from musespark.chat.formats import ChatFormat
 from musespark.chat.prompt import Prompt
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.grammar import Grammar, Vocabulary
-from musespark.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
+from musespark.engine.request import AllowanceEvent, FinishEvent, Request, SamplingParams, TokenEvent, Usage, UsageEvent
 from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
 from musespark.errors import CheckpointError, InvalidImage, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
@@ -168,6 +168,8 @@ class LocalProvider:
             n=request.n,
             make_output=self._make_output(request),
             grammar=self._grammar(request, max_tokens),
+            tenant=request.tenant,
+            allowance=request.allowance,
         )
 
     def _grammar(self, request: ChatRequest, max_tokens: int) -> Grammar | None:
@@ -252,6 +254,8 @@ class LocalStream:
                         self._events.append(delta)
             elif isinstance(event, UsageEvent):
                 self._events.append(event.usage)
+            elif isinstance(event, AllowanceEvent):
+                self._events.append(event)
             elif isinstance(event, FinishEvent) and event.reason != "cancelled":
                 reason = "tool_calls" if event.index in self._called else event.reason
                 self._events.append(Finished(event.index, reason))

@@ -222,7 +222,7 @@ def test_stats_count_what_happened() -> None:
     stats = driver.engine.stats()
     assert (stats.num_prompt_tokens_total, stats.num_cached_tokens_total) == (260, 128)
     assert stats.num_generated_tokens_total == 10
-    assert stats.num_finished_total == {"stop": 0, "length": 2, "cancelled": 0}
+    assert stats.num_finished_total == {"stop": 0, "length": 2, "budget": 0, "cancelled": 0}
     assert stats.full_pages.total == 64
     assert no_pages_in_use(driver.engine)
 

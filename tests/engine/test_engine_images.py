@@ -74,7 +74,18 @@ def test_cached_prefix_needs_no_encoding_at_all() -> None:
     for _ in range(2):
         seen = run_alone(engine, request(prompt, images=(DOG,), image_spans=((0, 50),)))
     assert runner.num_images_encoded == 1
-    assert seen.usage == Usage(80, 64, 50, 8, 0)
+    assert seen.usage == Usage(80, 64, 50, 8, 0, cached_image_tokens=50)
+    assert (seen.usage.computed_text_tokens, seen.usage.computed_image_tokens) == (16, 0)
+
+
+def test_request_that_ends_within_an_image_says_how_much_of_it_was_computed() -> None:
+    driver = Driver(Engine(HashRunner(), max_batch_tokens=20))
+    prompt = [*prompt_of(10), *[IMAGE] * 50]
+    seen = driver.submit(request(prompt, id="x", images=(DOG,), image_spans=((10, 60),)))
+    driver.step()
+    driver.cancel("x")
+    assert seen.usage == Usage(20, 0, 10, 0, 0)
+    assert (seen.usage.computed_text_tokens, seen.usage.computed_image_tokens) == (10, 10)
 
 
 def test_features_stay_within_their_bytes_and_the_oldest_goes_first() -> None:
