@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from musespark.chat.messages import Image, Message
+from musespark.chat.messages import Image, Message, Tool
 from musespark.chat.templates import ChatSettings, render, render_reply
 from musespark.chat.tokenizer import Tokenizer
 
@@ -26,12 +26,13 @@ class Conversation:
 
     messages: tuple[Message, ...]
     effort: str = "low"
+    tools: tuple[Tool, ...] = ()
 
 
 def tokenise(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], np.ndarray]:
     """The whole conversation as token ids, and which of them the model is to write (bool, same length)."""
     *before, last = conversation.messages
-    prompt = render(before, tokenizer, NANO_SETTINGS, reasoning_effort=conversation.effort)
+    prompt = render(before, tokenizer, NANO_SETTINGS, tools=conversation.tools, reasoning_effort=conversation.effort)
     token_ids = prompt.token_ids + render_reply(last, tokenizer)
     return token_ids, assistant_mask(token_ids, tokenizer)
 

@@ -36,6 +36,14 @@ class ChatData:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedData:
+    """How many samples of each generator in `evals/generated/catalogue.py`, drawn from training seeds."""
+
+    counts: Mapping[str, int]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     name: str
     steps: int
@@ -50,7 +58,7 @@ class Recipe:
     name: str
     config: ModelConfig
     tokenizer: Path
-    sources: Mapping[str, TextData | ChatData]
+    sources: Mapping[str, TextData | ChatData | GeneratedData]
     phases: tuple[Phase, ...]
     sequence_length: int = 512
     rows_per_step: int = 16

@@ -8,11 +8,12 @@ from pathlib import Path
 from musespark.chat.tokenizer import Tokenizer
 from musespark.errors import DataError
 from musespark.training.conversations import Conversation, write_conversations
+from musespark.training.generated import generated_conversations
 from musespark.training.instructions import instruction_conversations
 from musespark.training.manners import manners_conversations
 from musespark.training.pictures import name_conversations, picture_conversations
 from musespark.training.prepare import digest, prepare_text
-from musespark.training.recipe import ChatData, Recipe, TextData
+from musespark.training.recipe import ChatData, GeneratedData, Recipe, TextData
 from musespark.training.rows import SampleSource, Source, TextSource
 
 BUILDERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {
@@ -49,10 +50,20 @@ def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
     return source
 
 
-def prepare_chat(name: str, spec: ChatData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path) -> Path:
-    if spec.builder not in BUILDERS:
-        raise DataError(f"source {name!r}: there is no builder {spec.builder!r}; there are {', '.join(BUILDERS)}")
-    target = out / f"{name}-{digest(tokenizer_path.read_bytes(), spec.builder, spec.version)}.npz"
+def prepare_chat(
+    name: str, spec: ChatData | GeneratedData, tokenizer_path: Path, tokenizer: Tokenizer, data: Path, out: Path
+) -> Path:
+    conversations: Iterator[Conversation]
+    parts: tuple[object, ...]
+    if isinstance(spec, GeneratedData):
+        conversations = generated_conversations(spec.counts, seed=spec.seed)
+        parts = (sorted(spec.counts.items()), spec.seed)
+    else:
+        if spec.builder not in BUILDERS:
+            raise DataError(f"source {name!r}: there is no builder {spec.builder!r}; there are {', '.join(BUILDERS)}")
+        conversations = BUILDERS[spec.builder](data)
+        parts = (spec.builder, spec.version)
+    target = out / f"{name}-{digest(tokenizer_path.read_bytes(), *parts)}.npz"
     if not target.exists():
-        write_conversations(target, BUILDERS[spec.builder](data), tokenizer)
+        write_conversations(target, conversations, tokenizer)
     return target
