@@ -9,13 +9,24 @@
     │   ├── RequestExceedsLimit        400 request_exceeds_limit
     │   └── RequestTooLarge            413 request_too_large
     ├── InvalidApiKey                  401 invalid_api_key
+    │   ├── MalformedApiKey            401 malformed_api_key
+    │   ├── ExpiredApiKey              401 expired_api_key
+    │   └── RevokedApiKey              401 revoked_api_key
+    ├── SignInFailed                   401 sign_in_failed
     ├── PermissionDenied               403 permission_denied
+    │   ├── InsufficientScope          403 insufficient_scope
+    │   └── ModelNotReleased           403 model_not_released       (details: launch_at)
     ├── NotFound                       404 not_found
     │   └── ModelNotFound              404 model_not_found
     ├── MethodNotAllowed               405 method_not_allowed
+    ├── Conflict                       409 conflict
+    │   └── MoveNotAllowed             409 move_not_allowed
+    ├── ModelShutdown                  410 model_shutdown           (details: shutdown_date, replacement)
+    ├── TooManySignIns                 429 too_many_sign_ins        (carries retry_after_ms)
     ├── Overloaded                     429 server_overloaded        (carries retry_after_ms)
     ├── RateLimitExceeded              429 rate_limit_exceeded      (carries retry_after_ms)
     │   └── ConcurrencyLimitExceeded   429 concurrency_limit_exceeded
+    ├── DatabaseUnavailable            503 database_unavailable     (carries retry_after_ms)
     ├── ShuttingDown                   503 shutting_down
     ├── ModelLoading                   503 model_loading            (carries retry_after_ms)
     ├── EngineFailed                   500 engine_failed
@@ -28,12 +39,12 @@
         └── DataError                      invalid_data
 
 Every error has a stable `code`, an HTTP `status`, and a message that says what was wrong, the value, the limit and what
-to do. `param` names the request field that caused it.
+to do. `param` names the request field that caused it; `details` are further members of the error object, for programs.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MuseSparkError(Exception):
@@ -44,6 +55,7 @@ class MuseSparkError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+        self.details: dict[str, Any] = {}
 
 
 class InvalidRequest(MuseSparkError):
@@ -86,9 +98,44 @@ class InvalidApiKey(MuseSparkError):
     status = 401
 
 
+class MalformedApiKey(InvalidApiKey):
+    """Not a key at all: cut off, mistyped, or something else altogether."""
+
+    code = "malformed_api_key"
+
+
+class ExpiredApiKey(InvalidApiKey):
+    code = "expired_api_key"
+
+
+class RevokedApiKey(InvalidApiKey):
+    """The key, its service account, its project or its organisation was ended."""
+
+    code = "revoked_api_key"
+
+
+class SignInFailed(MuseSparkError):
+    """Wrong email, password, session or invitation; the message never says which of two was wrong."""
+
+    code = "sign_in_failed"
+    status = 401
+
+
 class PermissionDenied(MuseSparkError):
     code = "permission_denied"
     status = 403
+
+
+class InsufficientScope(PermissionDenied):
+    """The key or the person is known, and may not do this."""
+
+    code = "insufficient_scope"
+
+
+class ModelNotReleased(PermissionDenied):
+    """`details`: launch_at, an ISO time or None where no date is committed yet."""
+
+    code = "model_not_released"
 
 
 class NotFound(MuseSparkError):
@@ -103,6 +150,35 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(MuseSparkError):
     code = "method_not_allowed"
     status = 405
+
+
+class Conflict(MuseSparkError):
+    """What is asked for does not go with what is there already."""
+
+    code = "conflict"
+    status = 409
+
+
+class MoveNotAllowed(Conflict):
+    """A release can't go from its stage to this one, or not yet."""
+
+    code = "move_not_allowed"
+
+
+class ModelShutdown(MuseSparkError):
+    """`details`: shutdown_date, an ISO time, and replacement, a model or None."""
+
+    code = "model_shutdown"
+    status = 410
+
+
+class TooManySignIns(MuseSparkError):
+    code = "too_many_sign_ins"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class Overloaded(MuseSparkError):
@@ -125,6 +201,17 @@ class RateLimitExceeded(MuseSparkError):
 
 class ConcurrencyLimitExceeded(RateLimitExceeded):
     code = "concurrency_limit_exceeded"
+
+
+class DatabaseUnavailable(MuseSparkError):
+    """The database can't be reached, and nothing remembered says who is calling."""
+
+    code = "database_unavailable"
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class ShuttingDown(MuseSparkError):

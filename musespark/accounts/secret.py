@@ -31,6 +31,11 @@ def new_secret() -> str:
     return head + _checksum(head)
 
 
+def new_token(prefix: str) -> str:
+    """A secret of another kind, such as `inv-muse-…` and `ses-muse-…`: 256 random bits."""
+    return prefix + _base62(secrets.randbits(256), _BODY_CHARACTERS)
+
+
 def is_well_formed(secret: str) -> bool:
     """True if `secret` has the shape and the checksum of a key; says nothing about whether the key exists."""
     if len(secret) != SECRET_CHARACTERS or not secret.startswith(PREFIX) or not secret.isascii():
@@ -70,6 +75,10 @@ class Pepper:
 
     def key_digest(self, secret: str) -> bytes:
         return self._mac(b"key", secret.encode())
+
+    def token_digest(self, purpose: str, token: str) -> bytes:
+        """What is stored of another secret, such as an invitation; `purpose` keeps the kinds apart."""
+        return self._mac(purpose.encode(), token.encode())
 
     def cache_salt(self, organisation_id: str) -> bytes:
         """What separates one organisation's cached prefixes from another's; 32 bytes that no client can know."""

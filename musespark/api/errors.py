@@ -1,4 +1,4 @@
-"""How an error looks on the wire: OpenAI's error object, all four keys always there, no secret ever repeated.
+"""How an error looks on the wire: OpenAI's error object, its four keys always there, no secret ever repeated.
 
 `type` is for people, `code` is stable and for programs. A key in the text of an error (a client may send it as a model
 name, as a role, as anything) is cut to its public prefix.
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from musespark.errors import MuseSparkError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_SECRET = re.compile(r"(sk-muse-[0-9A-Za-z]{4})[0-9A-Za-z]+")
+_SECRET = re.compile(r"((?:sk|inv|ses)-muse-[0-9A-Za-z]{4})[0-9A-Za-z]+")  # keys, invitations, sessions
 
 
 def redact(text: str) -> str:
@@ -25,10 +25,11 @@ def redact(text: str) -> str:
 
 
 def error_object(error: MuseSparkError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, as a response body or as an event of a stream."""
+    """`{"error": {message, type, param, code, …details}}`, as a response body or as an event of a stream."""
     kind = _TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "server_error")
     param = None if error.param is None else redact(error.param)
-    return {"error": {"message": redact(error.message), "type": kind, "param": param, "code": error.code}}
+    known = {"message": redact(error.message), "type": kind, "param": param, "code": error.code}
+    return {"error": {**error.details, **known}}
 
 
 def error_response(error: MuseSparkError, headers: dict[str, str] | None = None) -> Response:
