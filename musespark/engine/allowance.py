@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from musespark.engine.request import Usage
 
 
 class Allowance:
@@ -22,6 +26,8 @@ class Allowance:
         self._state = (granted, granted, final)  # replaced as one, so that it may be read without the lock
         self._lock = threading.Lock()
         self._listener: Callable[[], None] | None = None
+        # Set by the engine: what the request has used by now. From another thread it may be a token behind.
+        self.usage: Callable[[], Usage] | None = None
 
     @property
     def granted(self) -> int:

@@ -119,6 +119,7 @@ class Engine:
         self._states[request.id] = state
         if request.allowance is not None:
             self._with_allowance[request.id] = state
+            request.allowance.usage = state.usage
 
     def step(self) -> list[StepEvent]:
         """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""

@@ -64,6 +64,17 @@ def test_last_grant_while_paused_ends_what_it_does_not_pay_for() -> None:
     assert (len(seen.ids()), seen.reasons) == (3, {0: "budget"})
 
 
+def test_what_a_request_has_used_can_be_asked_while_it_waits_for_more() -> None:
+    driver = Driver(Engine(HashRunner()))
+    allowance = Allowance(3)
+    assert allowance.usage is None
+    driver.submit(request(prompt_of(100), 20, allowance=allowance))
+    assert allowance.usage is not None
+    assert allowance.usage() == Usage(0, 0, 0, 0, 0)
+    run_until_paused(driver)
+    assert allowance.usage() == Usage(100, 0, 0, 3, 0)
+
+
 def test_natural_end_at_the_last_paid_token_is_no_matter_of_budget() -> None:
     driver = Driver(Engine(HashRunner()))
     by_length = driver.submit(request(prompt_of(10), 5, allowance=Allowance(5, final=True)))
