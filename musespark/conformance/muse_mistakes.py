@@ -208,7 +208,7 @@ SPARK: Mistakes = {
     "rope-theta-of-the-class": _theta(500_000.0),
     "no-norm-of-output-heads": Mistake(
         "leaves out the weightless norm of every head before the gate",
-        overriding(Attention, "combine", GlimmerAttention.combine),
+        overriding(Attention, "finish", GlimmerAttention.finish),
     ),
     "plain-residual-sum": Mistake("adds branches instead of gating them", overriding(ResidualGate, "forward", _sum)),
     "gate-temperature-ignored": Mistake(
@@ -232,7 +232,7 @@ GLIMMER: Mistakes = {
     **GRID_TOWER,
     "rope-theta-of-the-class": _theta(10_000.0),
     "output-heads-normed-as-in-spark": Mistake(
-        "norms the output heads, as Muse Spark does", overriding(Attention, "combine", Attention.combine)
+        "norms the output heads, as Muse Spark does", overriding(Attention, "finish", Attention.finish)
     ),
     "norms-after-branches-scale-their-input": Mistake(
         "applies the weights of the norms after the branches before the norm, as in Muse Spark",

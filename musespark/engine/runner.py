@@ -52,7 +52,8 @@ class Runner(Protocol):
     """A model with paged memory. One thread at a time calls it.
 
     A token's logits must not depend on what else is in the batch, on chunking or on the number of threads, bit for bit:
-    that is what makes greedy output independent of its neighbours.
+    that is what makes greedy output independent of its neighbours. `TorchRunner` (torch_runner/, for a GPU) keeps this
+    to float rounding only, because the libraries there choose their kernels by the shape of a batch.
     """
 
     @property

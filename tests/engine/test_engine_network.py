@@ -18,6 +18,7 @@ from musespark.engine.request import Request
 from musespark.model.config import ModelType
 from musespark.model.network import Network
 from tests.engine.driver import Driver, request, run_alone
+from tests.engine.torch_runners import torch_runner
 from tests.model.network.builders import IMAGE_TOKEN, VOCAB_SIZE, picture, random_config, random_network
 from tests.model.network.families import family_network, tile
 from tests.native.runners import native
@@ -99,10 +100,12 @@ def naive_loop(network: Network, tokens: list[int], images: tuple[PatchedImage, 
 def engine_over(network: Network, runner: str, **options: int) -> Engine:
     if runner == "reference":
         return Engine(ReferenceRunner(network, num_full_pages=64, num_sliding_pages=64), **options)
+    if runner == "torch":
+        return Engine(torch_runner(network, num_full_pages=64, num_sliding_pages=64), **options)
     return Engine(native(network, precision=runner, num_full_pages=64, num_sliding_pages=64, num_threads=2), **options)
 
 
-@pytest.mark.parametrize("runner", ["reference", "float32"])
+@pytest.mark.parametrize("runner", ["reference", "float32", "torch"])
 def test_batch_of_16_equals_the_naive_loop_and_again_from_the_cache(
     network: Network, asked: list[Asked], naive: list[list[int]], runner: str
 ) -> None:
@@ -116,7 +119,7 @@ def test_batch_of_16_equals_the_naive_loop_and_again_from_the_cache(
     assert engine.stats().num_cached_tokens_total == sum((len(one.prompt) - 1) // 64 * 64 for one in asked)
 
 
-@pytest.mark.parametrize("runner", ["reference", "float32"])
+@pytest.mark.parametrize("runner", ["reference", "float32", "torch"])
 @pytest.mark.parametrize("index", [6, 15])
 def test_alone_and_chunked_equals_the_naive_loop(
     network: Network, asked: list[Asked], naive: list[list[int]], index: int, runner: str

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from musespark.model.config import TextConfig
-from musespark.model.network.attention import Block
 from musespark.model.network.layers import CenteredRMSNorm
 from musespark.model.network.model import MuseSpark
 from musespark.model.network.moe import DenseMLP
@@ -17,9 +16,8 @@ from musespark.model.network.text import Attention, Layer, TextModel
 
 
 class GlimmerAttention(Attention):
-    def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
-        out = self.attend(q, k, v, plan).flatten(2).float()
-        return self.o_proj(out * torch.sigmoid(self.gate_proj(hidden).float()))
+    def finish(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        return self.o_proj(heads.flatten(2).float() * torch.sigmoid(self.gate_proj(hidden).float()))
 
 
 class GlimmerLayer(Layer):

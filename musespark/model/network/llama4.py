@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musespark.model.config import ModelConfig, TextConfig
-from musespark.model.network.attention import Block
 from musespark.model.network.base import Network
 from musespark.model.network.layers import (
     Linear,
@@ -53,8 +52,8 @@ class Llama4Attention(GroupedQueryAttention):
             q = q * temperature
         return q.to(dtype), k.to(dtype), v
 
-    def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
-        return self.o_proj(self.attend(q, k, v, plan).flatten(2))
+    def finish(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        return self.o_proj(heads.flatten(2))
 
 
 class Llama4Router(Linear):

@@ -53,9 +53,9 @@ class KVCache:
 
 
 class GroupedQueryAttention(nn.Module):
-    """The projections, in steps that a runner with pages of its own can take apart: project, keep, combine.
+    """The projections, in steps that a runner with pages of its own can take apart: project, keep, attend, finish.
 
-    What happens to q and k before they meet, and to the result after, is the family's: `project` and `combine`.
+    What happens to q and k before they meet, and to the result after, is the family's: `project` and `finish`.
     """
 
     def __init__(self, config: TextConfig, layer: int, *, gated: bool) -> None:
@@ -84,7 +84,11 @@ class GroupedQueryAttention(nn.Module):
         raise NotImplementedError
 
     def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
-        """Attend with q to all the keys k and values v that `plan` speaks of, then project: (B, T, D)."""
+        """Attend with q to all the keys k and values v that `plan` speaks of, then finish: (B, T, D)."""
+        return self.finish(hidden, self.attend(q, k, v, plan))
+
+    def finish(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        """From what the heads saw, (B, T, H, d), to the output of the branch that read `hidden`: (B, T, D)."""
         raise NotImplementedError
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
@@ -116,8 +120,8 @@ class Attention(GroupedQueryAttention):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         return q.to(dtype), k.to(dtype), v
 
-    def combine(self, hidden: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Block]) -> Tensor:
-        out = rms_norm(self.attend(q, k, v, plan), self.eps)
+    def finish(self, hidden: Tensor, heads: Tensor) -> Tensor:
+        out = rms_norm(heads, self.eps)
         return self.o_proj(out.flatten(2) * torch.sigmoid(self.gate_proj(hidden).float()))
 
 
