@@ -10,13 +10,15 @@ millisecond, at worst `BUSY_TIMEOUT_MS`), so on an event loop they belong in a t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import sqlalchemy as sa
 
 from musespark.accounts import keys, tables
+from musespark.accounts.actor import Actor, machine
 from musespark.accounts.database import Database
 from musespark.accounts.keys import Key, NewKey
 from musespark.accounts.secret import Pepper, create_pepper, read_pepper
@@ -26,14 +28,17 @@ from musespark.errors import StateError
 
 class Accounts:
     def __init__(self, database: Database, pepper: Pepper) -> None:
-        self._database = database
-        self._pepper = pepper
+        self.database = database
+        self.pepper = pepper
         self._verifier = KeyVerifier(database, pepper)
 
     @classmethod
-    def open(cls, state_dir: Path) -> Accounts:
-        """Open the state folder, creating what is missing. Raises StateError saying what to do."""
-        database = Database.open(state_dir)
+    def open(cls, state_dir: Path, database_url: str | None = None) -> Accounts:
+        """Open the state folder, creating what is missing. Raises StateError saying what to do.
+
+        The database is SQLite in that folder, or the PostgreSQL at `database_url`; the pepper is always in the folder.
+        """
+        database = Database.open(state_dir, database_url)
         try:
             return cls(database, _pepper(database, state_dir / "pepper"))
         except BaseException:
@@ -41,23 +46,52 @@ class Accounts:
             raise
 
     @property
-    def database_path(self) -> Path:
-        return self._database.path
+    def database_name(self) -> str:
+        """The SQLite file or the PostgreSQL URL, without a password."""
+        return self.database.name
 
     def create_first_key(self) -> NewKey | None:
         """The key to print on the very first start, with the default organisation and project; None ever after."""
-        return keys.create_first_key(self._database, self._pepper)
+        return keys.create_first_key(self.database, self.pepper)
 
-    def create_key(self, name: str, *, expires_at: int | None = None) -> NewKey:
-        return keys.create_key(self._database, self._pepper, name, expires_at)
+    def create_key(
+        self, name: str, *, by: Actor | None = None, held: Collection[str] | None = None, **options: Any
+    ) -> NewKey:
+        """`options` are the fields of `keys.KeyOptions`; `by` and `held` who makes it, by default the machine's owner."""
+        return keys.create_key(self.database, self.pepper, by or machine(), name, keys.KeyOptions(**options), held)
 
-    def list_keys(self) -> list[Key]:
-        return keys.list_keys(self._database)
+    def rotate_key(
+        self,
+        key_id: str,
+        *,
+        overlap_s: int,
+        by: Actor | None = None,
+        organisation_id: str | None = None,
+        held: Collection[str] | None = None,
+    ) -> NewKey:
+        new = keys.rotate_key(
+            self.database,
+            self.pepper,
+            by or machine(),
+            key_id,
+            overlap_s=overlap_s,
+            organisation_id=organisation_id,
+            held=held,
+        )
+        self._verifier.forget_all()
+        return new
 
-    def revoke_key(self, key_id: str) -> Key:
-        key = keys.revoke_key(self._database, key_id)
+    def list_keys(self, organisation_id: str | None = None, project_id: str | None = None) -> list[Key]:
+        return keys.list_keys(self.database, organisation_id=organisation_id, project_id=project_id)
+
+    def revoke_key(self, key_id: str, *, by: Actor | None = None, organisation_id: str | None = None) -> Key:
+        key = keys.revoke_key(self.database, by or machine(), key_id, organisation_id=organisation_id)
         self._verifier.forget_all()
         return key
+
+    def forget_keys(self) -> None:
+        """Ask the database about every key again: after an organisation, project or service account has ended."""
+        self._verifier.forget_all()
 
     def remembered(self, secret: str) -> Identity | None:
         return self._verifier.remembered(secret)
@@ -66,7 +100,7 @@ class Accounts:
         return self._verifier.verify(secret)
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def __enter__(self) -> Self:
         return self
@@ -85,8 +119,8 @@ def _pepper(database: Database, path: Path) -> Pepper:
     if pepper is None:
         if used:
             raise StateError(
-                f"{path} is gone, and without it none of the keys in {database.path} can be checked; restore it from a "
-                f"backup, or remove {database.path} too and make new keys"
+                f"{path} is gone, and without it none of the keys in {database.name} can be checked; restore it from a "
+                f"backup, or remove {database.name} too and make new keys"
             )
         try:
             pepper = create_pepper(path)
@@ -94,7 +128,7 @@ def _pepper(database: Database, path: Path) -> Pepper:
             raise StateError(f"{path} can't be written: {error.strerror}") from None
     if used - {pepper.id}:
         raise StateError(
-            f"{path} is not the one that the keys in {database.path} were made with; restore the right one from a "
-            f"backup, or remove {database.path} too and make new keys"
+            f"{path} is not the one that the keys in {database.name} were made with; restore the right one from a "
+            f"backup, or remove {database.name} too and make new keys"
         )
     return pepper

@@ -15,7 +15,6 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -69,7 +68,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def banner(settings: Settings, port: int, model: LoadedModel, new_key: NewKey | None, database: Path) -> str:
+def banner(settings: Settings, port: int, model: LoadedModel, new_key: NewKey | None, database: str) -> str:
     """What a person needs to begin: the base URL, the key (once), and a command to paste."""
     base_url = f"http://{_reachable(settings.host)}:{port}/v1"
     if new_key is None:
@@ -118,7 +117,7 @@ async def _run(
         services.provider = model.provider
         port = listener.getsockname()[1]
         new_key = accounts.create_first_key()  # not before there is a model: a key that nobody sees would be lost
-        print(banner(settings, port, model, new_key, accounts.database_path), flush=True)
+        print(banner(settings, port, model, new_key, accounts.database_name), flush=True)
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     stopping.cancel()

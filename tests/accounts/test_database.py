@@ -38,19 +38,16 @@ def ordinary_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_migrations_make_exactly_the_tables_that_the_code_uses(state_dir: Path) -> None:
-    database = Database.open(state_dir)
+def test_migrations_make_exactly_the_tables_that_the_code_uses(database: Database) -> None:
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    database.close()
 
 
 def test_the_latest_revision_is_the_head_of_the_migrations() -> None:
     assert ScriptDirectory(str(MIGRATIONS)).get_current_head() == LATEST_REVISION
 
 
-def test_migrations_go_down_to_nothing_and_up_again(state_dir: Path) -> None:
-    database = Database.open(state_dir)
+def test_migrations_go_down_to_nothing_and_up_again(database: Database) -> None:
     database.migrate("base")
     with database.read() as connection:
         assert sa.inspect(connection).get_table_names() == ["alembic_version"]
@@ -59,7 +56,6 @@ def test_migrations_go_down_to_nothing_and_up_again(state_dir: Path) -> None:
     assert database.revision() == LATEST_REVISION
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    database.close()
 
 
 def test_the_database_runs_in_wal_mode_with_foreign_keys_and_a_busy_timeout(state_dir: Path) -> None:

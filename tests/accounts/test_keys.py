@@ -85,11 +85,12 @@ def test_a_forged_key_with_a_right_checksum_is_refused(accounts: Accounts) -> No
     assert forged[8:] not in caught.value.message
 
 
-def test_a_stored_digest_does_not_authenticate(accounts: Accounts, state_dir: Path) -> None:
+def test_a_stored_digest_does_not_authenticate(accounts: Accounts, state_dir: Path, database_url: str | None) -> None:
     accounts.create_key("real")
-    with sqlite3.connect(state_dir / "musespark.db") as raw:
-        (digest,) = raw.execute("SELECT digest FROM keys").fetchone()
-    raw.close()
+    database = Database.open(state_dir, database_url)
+    with database.read() as connection:
+        digest = connection.exec_driver_sql("SELECT digest FROM keys").scalar_one()
+    database.close()
     with pytest.raises(InvalidApiKey):
         accounts.verify(digest.hex())
 
@@ -110,12 +111,15 @@ def test_revoking_an_unknown_key_says_how_to_find_the_ids(accounts: Accounts) ->
         accounts.revoke_key("key_unknown")
 
 
-def test_a_revocation_by_another_process_works_within_a_second(accounts: Accounts, state_dir: Path) -> None:
+def test_a_revocation_by_another_process_works_within_a_second(
+    accounts: Accounts, state_dir: Path, database_url: str | None
+) -> None:
     new = accounts.create_key("laptop")
     accounts.verify(new.secret)
     code = (
         "import pathlib; from musespark.accounts.accounts import Accounts\n"
-        f"with Accounts.open(pathlib.Path({str(state_dir)!r})) as accounts: accounts.revoke_key({new.key.id!r})"
+        f"with Accounts.open(pathlib.Path({str(state_dir)!r}), {database_url!r}) as accounts:\n"
+        f"    accounts.revoke_key({new.key.id!r})"
     )
     accounts.verify(new.secret)
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -165,9 +169,10 @@ def test_last_use_is_noted_once_a_minute(state_dir: Path) -> None:
 
 
 def test_a_key_works_while_another_process_holds_the_write_lock(
-    accounts: Accounts, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = accounts.create_key("laptop").secret
+    with Accounts.open(state_dir) as accounts:
+        secret = accounts.create_key("laptop").secret
     monkeypatch.setattr("musespark.accounts.database.BUSY_TIMEOUT_MS", 50)
     with Accounts.open(state_dir) as impatient:
         raw = sqlite3.connect(state_dir / "musespark.db", isolation_level=None)
