@@ -21,6 +21,7 @@ from musespark.accounts import keys, tables
 from musespark.accounts.actor import Actor, machine
 from musespark.accounts.database import Database
 from musespark.accounts.keys import Key, NewKey
+from musespark.accounts.releases import Releases
 from musespark.accounts.secret import Pepper, create_pepper, read_pepper
 from musespark.accounts.verify import Identity, KeyVerifier
 from musespark.errors import StateError
@@ -30,6 +31,7 @@ class Accounts:
     def __init__(self, database: Database, pepper: Pepper) -> None:
         self.database = database
         self.pepper = pepper
+        self.releases = Releases(database)
         self._verifier = KeyVerifier(database, pepper)
 
     @classmethod
@@ -57,7 +59,7 @@ class Accounts:
     def create_key(
         self, name: str, *, by: Actor | None = None, held: Collection[str] | None = None, **options: Any
     ) -> NewKey:
-        """`options` are the fields of `keys.KeyOptions`; `by` and `held` who makes it, by default the machine's owner."""
+        """`options` are the fields of `keys.KeyOptions`; who makes it has `held`; the machine's owner has all."""
         return keys.create_key(self.database, self.pepper, by or machine(), name, keys.KeyOptions(**options), held)
 
     def rotate_key(

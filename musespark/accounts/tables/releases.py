@@ -14,6 +14,7 @@ releases = Table(
     Column("name", String(100), primary_key=True),
     Column("model", String(100), nullable=False, index=True),  # the provider's name for what is served
     Column("stage", String(16), nullable=False),  # release_stages.Stage
+    Column("stage_since", BigInteger, nullable=False),
     Column("ramp_basis_points", Integer, nullable=False),  # hundredths of a percent of all organisations
     Column("launch_at", BigInteger),
     Column("shutdown_at", BigInteger),

@@ -162,6 +162,7 @@ def _releases() -> None:
         sa.Column("name", sa.String(100), nullable=False),
         sa.Column("model", sa.String(100), nullable=False),
         sa.Column("stage", sa.String(16), nullable=False),
+        sa.Column("stage_since", sa.BigInteger, nullable=False),
         sa.Column("ramp_basis_points", sa.Integer, nullable=False),
         sa.Column("launch_at", sa.BigInteger),
         sa.Column("shutdown_at", sa.BigInteger),
