@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from musespark.api.runners import plan_runner
 from musespark.api.settings import MAX_BATCH_TOKENS, MIB, MODEL_NAME, Settings
 from musespark.chat.formats import ChatFormat, open_format, open_tokenizer
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
-from musespark.engine.native import NativeRunner, default_precision, page_bytes
 from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
 from musespark.errors import CheckpointError, ConfigError
@@ -68,22 +68,15 @@ def _start(
     chat: ChatFormat,
     progress: Progress | None,
 ) -> LoadedModel:
-    precision = settings.precision or default_precision(checkpoint)
+    plan = plan_runner(settings, checkpoint)
     num_full, num_sliding = plan_pages(
         checkpoint.config,
-        *page_bytes(checkpoint.config, precision),
+        *plan.page_bytes,
         memory_bytes=settings.kv_memory_mb * MIB,
         max_running=settings.max_running,
     )
-    model = model_info(settings, folder, precision)
-    runner = NativeRunner(
-        checkpoint,
-        precision=precision,
-        num_full_pages=num_full,
-        num_sliding_pages=num_sliding,
-        num_threads=settings.threads,
-        progress=progress,
-    )
+    model = model_info(settings, folder, plan.precision)
+    runner = plan.make(num_full, num_sliding, progress)
     unsayable = tokenizer.special_ids - chat.answer_token_ids
     engine = Engine(
         runner,

@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bf16", "int8", "int4"] | None = Field(
         None, description="None: the integers of the checkpoint, else bf16"
     )
+    device: Literal["cpu", "cuda", "torch-cpu"] = Field(
+        "cpu",
+        description="cpu: the native core; cuda: torch on a GPU; torch-cpu: the same program on the CPU, to try it",
+    )
     threads: int | None = Field(None, ge=1, le=256, description="of the native core; None: one per usable CPU")
     kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache")
     max_running: int = Field(16, ge=1, le=MAX_BATCH_TOKENS, description="choices generated at the same time")

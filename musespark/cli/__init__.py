@@ -66,6 +66,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="PORT or 8000 if left out.")] = None,
     precision: PrecisionOption = None,
+    device: Annotated[
+        Literal["cpu", "cuda", "torch-cpu"] | None, typer.Option(help="cuda: a GPU (needs torch); cpu if left out.")
+    ] = None,
     threads: ThreadsOption = None,
     kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for the KV cache, in MiB.")] = None,
     state_dir: StateOption = None,
@@ -81,6 +84,7 @@ def serve(
             host=host,
             port=port,
             precision=precision,
+            device=device,
             threads=threads,
             kv_memory_mb=kv_memory_mb,
             state_dir=state_dir,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,3 +207,44 @@ def test_a_group_without_layers_costs_nothing() -> None:
     assert (full, sliding) == (MIB // 1000, 2 * 16 * 3 + 9)
     full, sliding = plan_pages(long, 0, 1000, memory_bytes=MIB, max_running=16)
     assert (full, sliding) == (2 * 16 * (1 << 14), 2 * 16 * 3 + 9)
+
+
+def test_the_program_of_the_gpu_answers_as_the_native_one(checkpoint: Path, tmp_path: Path) -> None:
+    """On the CPU, in float32, greedy: the same words through every room."""
+
+    async def answer(device: str) -> str:
+        settings = Settings.read(
+            checkpoint=checkpoint, state_dir=tmp_path, threads=1, precision="float32", device=device
+        )
+        model = load_model(settings)
+        try:
+            content = (Image(encoded(picture(56, 28), "PNG")), Text("hi"))
+            asked = ChatRequest(
+                id="r1", messages=(Message("user", content),), cache_salt=b"", temperature=0.0, max_tokens=60
+            )
+            events = [event async for event in await model.provider.chat(asked)]
+        finally:
+            await model.close(0.0)
+        return "".join(event.text for event in events if isinstance(event, ContentDelta | ReasoningDelta))
+
+    assert asyncio.run(answer("torch-cpu")) == asyncio.run(answer("cpu")) != ""
+
+
+def test_a_gpu_without_a_gpu_or_torch_is_refused_in_a_sentence(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch
+
+    settings = Settings(checkpoint=checkpoint, state_dir=tmp_path, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="device is cuda, but"):
+        load_model(settings)
+    with pytest.raises(ConfigError, match="MUSESPARK_PRECISION is int8, but device torch-cpu computes in bf16"):
+        load_model(Settings(checkpoint=checkpoint, state_dir=tmp_path, device="torch-cpu", precision="int8"))
+    code = (  # where nothing has imported torch yet
+        "import sys; sys.modules['torch'] = None; from musespark.api.settings import Settings;"
+        "from musespark.api.load import load_model; load_model(Settings(device='cuda'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "needs torch" in done.stderr
+    assert "pip install 'musespark[gpu]'" in done.stderr

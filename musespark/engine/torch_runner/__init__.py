@@ -5,6 +5,6 @@ into one array of integers, `pages.py` holds K and V and attends to them, `exper
 `weights.py` reads a checkpoint, `graphs.py` records steps of a decode, and `runner.py` joins them.
 """
 
-from musespark.engine.torch_runner.runner import TorchRunner, default_dtype, page_bytes, usable_device
+from musespark.engine.torch_runner.runner import DTYPES, TorchRunner, page_bytes, usable_device
 
-__all__ = ["TorchRunner", "default_dtype", "page_bytes", "usable_device"]
+__all__ = ["DTYPES", "TorchRunner", "page_bytes", "usable_device"]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from musespark.chat.images import PatchedImage
     from musespark.model.checkpoint import Checkpoint
 
+DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 MOST_RECORDED_ROWS = 256  # of a decode; beyond it the kernels are long enough
 WORKSPACE_BYTES = 1 << 30  # on a GPU beside weights and pages: activations, copies of pages, torch's own
 GROUPED_KERNEL_SINCE = ((9, 0), (10, 0), (10, 3))  # cards whose `grouped_mm` leaves group sizes on the device
@@ -58,7 +59,7 @@ class TorchRunner:
 
         Raises ConfigError without such a device, NotEnoughMemory before anything is read, CheckpointError.
         """
-        device, dtype = usable_device(device), default_dtype() if dtype is None else dtype
+        device, dtype = usable_device(device), dtype or torch.bfloat16
         _check_memory(checkpoint.config, device, dtype, num_full_pages, num_sliding_pages)
         with torch.device("meta"):
             network = build_network(checkpoint.config).eval()
@@ -223,14 +224,10 @@ def usable_device(device: torch.device | str) -> torch.device:
     return device
 
 
-def default_dtype() -> torch.dtype:
-    return torch.bfloat16
-
-
 def page_bytes(config: ModelConfig, dtype: torch.dtype | None = None) -> tuple[int, int]:
     """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group."""
     text = config.text
-    one = 2 * PAGE_SIZE * text.num_key_value_heads * text.head_dim * (dtype or default_dtype()).itemsize
+    one = 2 * PAGE_SIZE * text.num_key_value_heads * text.head_dim * (dtype or torch.bfloat16).itemsize
     num_full = text.layer_types.count("full_attention")
     return one * num_full, one * (text.num_hidden_layers - num_full)
 

@@ -1,0 +1,71 @@
+"""Which runner serves: the native one on the CPU, or torch's on a GPU. torch is imported only for the latter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from musespark.api.settings import Settings
+from musespark.engine.native import NativeRunner, default_precision, page_bytes
+from musespark.engine.runner import Runner
+from musespark.errors import ConfigError
+from musespark.model.checkpoint import Checkpoint
+from musespark.model.weight_reader import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerPlan:
+    """A runner that is not made yet: so that its pages can be counted first."""
+
+    precision: str
+    page_bytes: tuple[int, int]  # of one full and one sliding page
+    make: Callable[[int, int, Progress | None], Runner]  # of so many full and sliding pages
+
+
+def plan_runner(settings: Settings, checkpoint: Checkpoint) -> RunnerPlan:
+    """Raises ConfigError for a device that isn't there or a precision that it doesn't have. Reads no weights."""
+    if settings.device != "cpu":
+        return _plan_torch(settings, checkpoint)
+    precision = settings.precision or default_precision(checkpoint)
+
+    def make(num_full: int, num_sliding: int, progress: Progress | None) -> Runner:
+        return NativeRunner(
+            checkpoint,
+            precision=precision,
+            num_full_pages=num_full,
+            num_sliding_pages=num_sliding,
+            num_threads=settings.threads,
+            progress=progress,
+        )
+
+    return RunnerPlan(precision, page_bytes(checkpoint.config, precision), make)
+
+
+def _plan_torch(settings: Settings, checkpoint: Checkpoint) -> RunnerPlan:
+    try:
+        from musespark.engine import torch_runner
+    except ImportError as error:
+        raise ConfigError(
+            f"MUSESPARK_DEVICE is {settings.device}, which needs torch ({error}); install it with: "
+            "pip install 'musespark[gpu]'"
+        ) from None
+    device = torch_runner.usable_device("cpu" if settings.device == "torch-cpu" else settings.device)
+    precision = settings.precision or "bf16"
+    dtype = torch_runner.DTYPES.get(precision)
+    if dtype is None:
+        raise ConfigError(
+            f"MUSESPARK_PRECISION is {precision}, but device {settings.device} computes in bf16 or float32; leave it "
+            "out, and integers in the checkpoint are expanded while they are loaded"
+        )
+
+    def make(num_full: int, num_sliding: int, progress: Progress | None) -> Runner:
+        return torch_runner.TorchRunner(
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            num_full_pages=num_full,
+            num_sliding_pages=num_sliding,
+            progress=progress,
+        )
+
+    return RunnerPlan(precision, torch_runner.page_bytes(checkpoint.config, dtype), make)
