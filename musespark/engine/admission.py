@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from musespark.engine.kv_cache import KVCache
@@ -73,6 +75,18 @@ def check_length(request: Request, config: ModelConfig, cache: KVCache) -> None:
         f"{num_prompt + max_tokens:,}; {whose} {limit:,}; shorten the prompt or ask for fewer",
         param="max_tokens",
     )
+
+
+def queue_is_full(waiting: Counter[str], tenant: str, limit: int) -> bool:
+    """Whether one more request of `tenant` is refused when so many of each tenant wait.
+
+    The `limit` is for all of them together. Those who fill it can't keep the others out: a tenant that has less than
+    its share may go beyond, up to twice the limit.
+    """
+    if waiting.total() < limit:
+        return False
+    share = max(1, limit // len({*waiting, tenant}))
+    return waiting.total() >= 2 * limit or waiting[tenant] >= share
 
 
 class Pace:

@@ -31,7 +31,7 @@ def build_batch(chunks: list[Chunk], features: Callable[[Request, int], Float32]
     for chunk in chunks:
         request = chunk.sequence.request
         first_row = query_start[-1] - chunk.start  # row of the batch = first_row + position
-        token_ids += chunk.sequence.tokens[chunk.start : chunk.end]
+        token_ids += chunk.sequence.tokens(chunk.start, chunk.end)
         positions.append(np.arange(chunk.start, chunk.end, dtype=np.int64))
         for image, start, end in images_in(chunk):
             embed_rows.append(np.arange(first_row + start, first_row + end, dtype=np.int32))

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from musespark.engine.admission import Pace, check_length, check_request, context_length
+from musespark.engine.admission import Pace, check_length, check_request, context_length, queue_is_full
 from musespark.engine.batch import build_batch, images_in, probe_batch
+from musespark.engine.chunk_size import ChunkSize
 from musespark.engine.features import ImageFeatures
 from musespark.engine.kv_cache import KVCache
 from musespark.engine.request import (
@@ -44,7 +45,9 @@ log = logging.getLogger(__name__)
 class Engine:
     """Continuous batching over one runner, which the engine closes at the end.
 
-    `max_batch_tokens` bounds a step, `max_running` the choices in the batch, `max_waiting` the requests that wait,
+    `max_batch_tokens` bounds a step, `max_running` the choices in the batch, `max_waiting` the requests that wait (a
+    tenant with less than its share may go beyond, up to twice that). Prompts get so much of a step that running streams
+    have their next token after `decode_latency_target_s` (chunk_size.py).
     `max_pixel_bytes` the images of all admitted requests together (one alone may have more), `image_cache_bytes` the
     encoded images that are kept. `suppressed_token_ids` can never be sampled (image rows, padding, reserved ids).
     `clock` gives seconds.
@@ -57,6 +60,7 @@ class Engine:
         max_batch_tokens: int = 512,
         max_running: int = 16,
         max_waiting: int = 64,
+        decode_latency_target_s: float = 0.2,
         max_pixel_bytes: int = 512 << 20,
         suppressed_token_ids: Iterable[int] = (),
         image_cache_bytes: int = 64 << 20,
@@ -77,6 +81,7 @@ class Engine:
         self._max_waiting = max_waiting
         self._max_pixel_bytes = max_pixel_bytes
         self._clock = clock
+        self._chunk_size = ChunkSize(max_batch_tokens, decode_latency_target_s)
         self._states: dict[str, RequestState] = {}
         self._with_allowance: dict[str, RequestState] = {}
         self._events: list[StepEvent] = []
@@ -114,8 +119,8 @@ class Engine:
         vocab_size = self._config.text.vocab_size
         for index in range(request.n):
             state.unfinished.append(new_sequence(state, index, self._arrivals, self._cache, vocab_size))
-        for sequence in state.unfinished:
-            self._scheduler.add(sequence)
+        first, *state.held = state.unfinished
+        self._scheduler.add(first)
         self._states[request.id] = state
         if request.allowance is not None:
             self._with_allowance[request.id] = state
@@ -123,14 +128,18 @@ class Engine:
 
     def step(self) -> list[StepEvent]:
         """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""
+        started_s = self._clock()
         try:
             self._review_allowances()
-            chunks = self._scheduler.schedule()
+            chunks = self._scheduler.schedule(self._chunk_size.num_tokens)
+            num_decoding = sum(chunk.end - chunk.start == 1 for chunk in chunks)
+            num_prompt_tokens = sum(chunk.end - chunk.start for chunk in chunks) - num_decoding
             logits = self._forward(chunks)
             tokens = self._sampler.sample(logits, [chunk.sequence.sampling for chunk in chunks if chunk.samples])
             self._append(chunks, tokens)
             self._finish(chunks)
             self._review_allowances()
+            self._chunk_size.measured(self._clock() - started_s, num_decoding, num_prompt_tokens)
         except Exception as error:
             self._recover(error)
         return self._take_events()
@@ -153,7 +162,8 @@ class Engine:
         """Raise EngineFailed unless every page and every sequence is accounted for."""
         scheduled = self._scheduler.waiting + self._scheduler.running
         self._cache.check_integrity(sequence.table for sequence in scheduled)
-        unfinished = [sequence for state in self._states.values() for sequence in state.unfinished]
+        states = self._states.values()
+        unfinished = [s for state in states for s in state.unfinished if s not in state.held]
         if len(scheduled) != len(unfinished) or set(scheduled) != set(unfinished):
             raise EngineFailed(f"{len(scheduled)} sequences are scheduled, {len(unfinished)} are unfinished")
         if any(sequence.table.full or sequence.table.sliding for sequence in self._scheduler.waiting):
@@ -163,7 +173,7 @@ class Engine:
         return self._counters.snapshot(
             ready=self.ready,
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + sum(len(state.held) for state in self._states.values()),
             full_pages=self._cache.full.counts,
             sliding_pages=self._cache.sliding.counts,
             image_features_bytes=self._features.size_bytes,
@@ -191,7 +201,7 @@ class Engine:
         """
         free = self._max_running - len(self._scheduler.running)
         admitted_bytes = sum(state.request.pixel_bytes for state in self._states.values())
-        if self._scheduler.num_waiting_requests >= self._max_waiting + free:
+        if queue_is_full(self._scheduler.waiting_requests(), request.tenant, self._max_waiting + free):
             problem = f"{self._max_waiting} requests are waiting already, which is the limit"
         elif request.images and admitted_bytes and admitted_bytes + request.pixel_bytes > self._max_pixel_bytes:
             problem = f"the images of earlier requests fill the {self._max_pixel_bytes:,} bytes that there are for them"
@@ -248,13 +258,14 @@ class Engine:
             state, num_prompt = sequence.state, len(sequence.request.prompt)
             state.prompt_tokens = max(state.prompt_tokens, min(chunk.end, num_prompt))
             if chunk.end >= num_prompt:
-                state.prompt_computed = True
+                while state.held:
+                    self._scheduler.add(state.held.pop(0))
             if token is not None:
                 self._push(sequence, token)
 
     def _push(self, sequence: Sequence, token: SampledToken) -> None:
         state, params = sequence.state, sequence.request.sampling
-        sequence.tokens.append(token.id)
+        sequence.generated.append(token.id)
         sequence.sampling.count(token.id)
         self._counters.generated_tokens += 1
         state.completion_tokens += 1
@@ -299,7 +310,7 @@ class Engine:
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """The last events of one choice, and of the request after its last choice."""
         state = sequence.state
-        self._scheduler.remove(sequence)
+        self._take_out(sequence)
         state.unfinished.remove(sequence)
         with self._failing_alone(state):
             sequence.output.finish(sequence.stop_token)
@@ -313,11 +324,17 @@ class Engine:
     def _fail(self, state: RequestState, error: MuseSparkError) -> None:
         """The last event of a request that can't go on."""
         for sequence in state.unfinished:
-            self._scheduler.remove(sequence)
+            self._take_out(sequence)
         state.unfinished.clear()
         self._events.append(FailedEvent(state.request.id, error, state.usage()))
         self._counters.failed += 1
         self._forget_request(state)
+
+    def _take_out(self, sequence: Sequence) -> None:
+        if sequence in sequence.state.held:
+            sequence.state.held.remove(sequence)
+        else:
+            self._scheduler.remove(sequence)
 
     def _forget_request(self, state: RequestState) -> None:
         del self._states[state.request.id]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
+from collections.abc import Sequence
 from weakref import WeakValueDictionary
 
 from musespark.engine.request import Request
@@ -57,14 +58,24 @@ class PrefixTree:
         return hashlib.sha256(parent + content).digest()
 
 
-def page_content(request: Request, tokens: list[int], page: int) -> bytes:
+def tokens_between(prompt: Sequence[int], generated: Sequence[int], start: int, end: int) -> Sequence[int]:
+    """Positions [start, end) of a prompt and what follows it, without a copy of either."""
+    num_prompt = len(prompt)
+    if end <= num_prompt:
+        return prompt[start:end]
+    if start >= num_prompt:
+        return generated[start - num_prompt : end - num_prompt]
+    return [*prompt[start:], *generated[: end - num_prompt]]
+
+
+def page_content(request: Request, generated: Sequence[int], page: int) -> bytes:
     """What distinguishes page number `page` (a complete one) of a sequence: its 64 token ids and its images.
 
     The rows of all images carry the same token id, so each image with rows in the page adds its digest. Which rows they
     are follows: a digest covers the image's size, and images fill the image rows of a prompt without a gap.
     """
     first, end = page * PAGE_SIZE, (page + 1) * PAGE_SIZE
-    content = array("i", tokens[first:end]).tobytes()
+    content = array("i", tokens_between(request.prompt, generated, first, end)).tobytes()
     spans = request.image_spans
     at = bisect_right(spans, first, key=lambda span: span[1])  # the first image that ends after the page's start
     while at < len(spans) and spans[at][0] < end:

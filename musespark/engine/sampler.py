@@ -35,6 +35,19 @@ FEW = 256  # sorting these costs about as much as one more look at a vocabulary 
 MAX_NARROWINGS = 16  # many equal weights can't be told apart; then they are sorted
 
 
+class History:
+    """Which tokens a choice has seen."""
+
+    def __init__(self, prompt: Sequence[int], vocab_size: int) -> None:
+        self.counts = np.zeros(vocab_size, dtype=np.int64)  # (V,) how often each token was generated
+        self.seen = np.zeros(vocab_size, dtype=np.bool_)  # (V,) whether it is in the prompt or was generated
+        self.seen[list(prompt)] = True
+
+    def add(self, token: int) -> None:
+        self.counts[token] += 1
+        self.seen[token] = True
+
+
 class SamplingState:
     """What sampling remembers of one choice: its random numbers, which tokens it has seen, its place in the grammar.
 
@@ -53,18 +66,21 @@ class SamplingState:
         self.matcher = matcher
         seed = secrets.randbits(SEED_BITS) if params.seed is None else params.seed % (1 << SEED_BITS)
         self.generator = np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
-        self.counts: npt.NDArray[np.int64] | None = None  # (V,) how often each token was generated
-        self.seen: npt.NDArray[np.bool_] | None = None  # (V,) whether it is in the prompt or was generated
-        if params.penalises:
-            self.counts = np.zeros(vocab_size, dtype=np.int64)
-            self.seen = np.zeros(vocab_size, dtype=np.bool_)
-            self.seen[list(prompt)] = True
+        self._prompt = prompt
+        self._vocab_size = vocab_size
+        self._history: History | None = None
+
+    @property
+    def history(self) -> History | None:
+        """Made when it is first needed: many choices may wait. None if no penalty looks at it."""
+        if self._history is None and self.params.penalises:
+            self._history = History(self._prompt, self._vocab_size)
+        return self._history
 
     def count(self, token: int) -> None:
         """A token was generated."""
-        if self.counts is not None and self.seen is not None:
-            self.counts[token] += 1
-            self.seen[token] = True
+        if self.history is not None:
+            self.history.add(token)
         if self.matcher is not None:
             self.matcher.consume(token)
 
@@ -122,8 +138,8 @@ def masked(logits: Float32, allowed: npt.NDArray[np.bool_]) -> Float32:
 def choose(logits: Float64, state: SamplingState) -> int:
     """One token from `logits` (V,), which is changed. Raises ArithmeticError if that makes them no numbers."""
     params = state.params
-    if state.counts is not None and state.seen is not None:
-        penalise(logits, params, state.counts, state.seen)
+    if state.history is not None:
+        penalise(logits, params, state.history.counts, state.history.seen)
     if params.logit_bias:
         logits[list(params.logit_bias)] += list(params.logit_bias.values())
     if not np.isfinite(logits.max()):  # one NaN makes the largest NaN; those of -inf are suppressed

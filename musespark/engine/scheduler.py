@@ -1,14 +1,17 @@
 """Which tokens are computed in the next step.
 
-Plain Python over plain state, so that it can be tested and simulated without a model. Three rules:
+Plain Python over plain state, so that it can be tested and simulated without a model. Five rules:
 
-1. A step has a budget of tokens. Sequences that decode (one token each) come first, then prompts that have begun, then
-   new ones, always in the order (priority, arrival). A prompt may be cut anywhere.
+1. A step has a budget of tokens. Sequences that decode (one token each) come first, then prompts: of the lowest
+   priority, there of the tenant that has had least (fairness.py), there those that have begun, then by arrival. A
+   prompt may be cut anywhere. Beside sequences that decode, prompts get no more than the caller allows for the step.
 2. A sequence starts when its whole prompt fits into the available pages, with one page to spare for each that runs
    already. Nobody overtakes one that must wait for pages.
 3. If not even one token of a running sequence fits, the last in order loses its pages and waits again; what it had
    completed stays in the prefix cache as long as nobody needs the page. Without anyone behind it a sequence pauses.
-4. Never is a token planned that the request's allowance does not pay for. A sequence that could only sample such a
+4. Who can't start takes the place of a sequence of lower priority, or of a tenant that is far ahead and has more than
+   one running sequence more.
+5. Never is a token planned that the request's allowance does not pay for. A sequence that could only sample such a
    token pauses with its pages; if somebody else needs its place or its pages, it is the first to lose them.
 
 The first in order that may go on always gets what it needs, so there is always progress.
@@ -19,11 +22,16 @@ from __future__ import annotations
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass
+from operator import attrgetter
 
+from musespark.engine.fairness import GENERATED_TOKEN, PROMPT_TOKEN, FairShare
 from musespark.engine.kv_cache import KVCache
 from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.sequence import RequestState, Sequence
 from musespark.errors import ConfigError
+
+QUANTUM_STEPS = 4  # full steps that a tenant must be ahead before it gives up a place
+BY_ORDER = attrgetter("order")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +45,7 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """Whether it reaches the last known token, so that the next one can be sampled."""
-        return self.end == len(self.sequence.tokens)
+        return self.end == self.sequence.num_tokens
 
 
 class Scheduler:
@@ -55,44 +63,102 @@ class Scheduler:
         self._cache = cache
         self._max_batch_tokens = max_batch_tokens
         self._max_running = max_running
+        self._fair = FairShare(QUANTUM_STEPS * max_batch_tokens)
         self._chunks: dict[Sequence, Chunk] = {}
         self._budget = 0
         self._planned: Counter[RequestState] = Counter()  # tokens to be sampled in this step
-
-    @property
-    def num_waiting_requests(self) -> int:
-        """Requests of which nothing has started yet."""
-        return sum(sequence.index == 0 and not sequence.state.started for sequence in self.waiting)
 
     @property
     def can_advance(self) -> bool:
         """Whether a step would compute anything: not if all that runs or may start waits for its allowance."""
         self._planned.clear()
         return any(not self._is_paused(sequence) for sequence in self.running) or any(
-            sequence.may_start and self._is_paid(sequence.state) for sequence in self.waiting
+            self._is_paid(sequence.state) for sequence in self.waiting
         )
 
+    def waiting_requests(self) -> Counter[str]:
+        """For each tenant, the requests of which nothing has started yet."""
+        return Counter(s.request.tenant for s in self.waiting if s.index == 0 and not s.state.started)
+
     def add(self, sequence: Sequence) -> None:
-        insort(self.waiting, sequence, key=lambda s: s.order)
+        self._fair.enter(sequence.request.tenant)
+        self._wait(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out in whatever state it is; its pages are free at once."""
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        (self.running if sequence.is_running else self.waiting).remove(sequence)
+        sequence.is_running = False
+        self._fair.leave(sequence.request.tenant)
         self._cache.release(sequence.table)
 
-    def schedule(self) -> list[Chunk]:
-        """The work of the next step, in the order of rule 1; empty only if there is nothing to do or all is paused."""
+    def schedule(self, max_prompt_tokens: int | None = None) -> list[Chunk]:
+        """The work of the next step, in the order of rule 1; empty only if there is nothing to do or all is paused.
+
+        `max_prompt_tokens` (at least 1) is for prompts beside sequences that decode.
+        """
         self._chunks = {}
         self._planned.clear()
         self._budget = self._max_batch_tokens
-        decoding = [sequence for sequence in self.running if sequence.num_uncomputed == 1]
-        prefilling = [sequence for sequence in self.running if sequence.num_uncomputed > 1]
-        for sequence in decoding + prefilling:
-            if sequence in self.running:  # it may just have been preempted
+        for sequence in [s for s in self.running if s.num_uncomputed == 1]:
+            if sequence.is_running:  # it may just have been preempted
                 self._advance(sequence)
-        self._start_waiting()
+        if self._chunks and max_prompt_tokens is not None:
+            self._budget = min(self._budget, max_prompt_tokens)
+        self._share_out([s for s in self.running if s.num_uncomputed > 1])
         assert self._chunks or not self.can_advance, "the first in order always fits"
         return list(self._chunks.values())
+
+    # Prompts
+
+    def _share_out(self, begun: list[Sequence]) -> None:
+        """Give the rest of the budget to prompts, those that have begun and new ones."""
+        may_start = True
+        while self._budget >= 1:
+            new = self._first_waiting() if may_start else None
+            old = min(begun, key=self._turn) if begun else None
+            if new is not None and (old is None or self._turn(new)[:2] < self._turn(old)[:2]):
+                may_start = self._start(new)
+            elif old is not None:
+                begun.remove(old)
+                if old.is_running:
+                    self._advance(old)
+            elif new is None:
+                return
+
+    def _turn(self, sequence: Sequence) -> tuple[int, float, tuple[int, int, int]]:
+        return sequence.order[0], self._fair.counter(sequence.request.tenant), sequence.order
+
+    def _first_waiting(self) -> Sequence | None:
+        """The one that starts next, if there is one that is paid for."""
+        paid = (sequence for sequence in self.waiting if self._is_paid(sequence.state))
+        if self._fair.num_tenants <= 1:
+            return next(paid, None)
+        return min(paid, key=self._turn, default=None)
+
+    def _start(self, sequence: Sequence) -> bool:
+        while len(self.running) >= self._max_running:
+            if not self._take_place_for(sequence):
+                return False
+        num_tokens = sequence.num_tokens
+        reusable = (num_tokens - 1) // PAGE_SIZE  # the last token is always computed: its logits are wanted
+        num_hit = self._cache.attach(sequence.table, reusable)
+        while not self._cache.can_start(sequence.table, num_tokens, spare=len(self.running)):
+            if not self._take_place_for(sequence):
+                self._cache.release(sequence.table)
+                return False
+        sequence.num_computed = num_hit * PAGE_SIZE
+        sequence.num_charged = max(sequence.num_charged, sequence.num_computed)
+        state = sequence.state
+        if not state.started:
+            state.started = True
+            state.cached_tokens = sequence.num_computed
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=BY_ORDER)
+        sequence.is_running = True
+        self._advance(sequence)
+        return True
+
+    # One sequence
 
     def _advance(self, sequence: Sequence) -> None:
         if self._is_paused(sequence):
@@ -109,6 +175,24 @@ class Scheduler:
         chunk = self._chunks[sequence] = Chunk(sequence, sequence.num_computed, end)
         self._planned[sequence.state] += chunk.samples
         self._budget -= num_tokens
+        self._charge(chunk)
+
+    def _charge(self, chunk: Chunk) -> None:
+        """What is computed a second time, and generated tokens when they are computed, cost nothing."""
+        sequence = chunk.sequence
+        num_new = min(chunk.end, len(sequence.request.prompt)) - sequence.num_charged
+        cost = PROMPT_TOKEN * max(0, num_new) + GENERATED_TOKEN * chunk.samples
+        sequence.num_charged = max(sequence.num_charged, chunk.end)
+        self._fair.charge(sequence.request.tenant, cost)
+
+    def _is_paid(self, state: RequestState) -> bool:
+        """Whether one more token of the request may be sampled in this step."""
+        return self._planned[state] < state.tokens_left
+
+    def _is_paused(self, sequence: Sequence) -> bool:
+        return sequence.num_uncomputed == 1 and sequence not in self._chunks and not self._is_paid(sequence.state)
+
+    # Preemption
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Preempt one that is behind `sequence` or can't use its pages, if there is one."""
@@ -119,12 +203,24 @@ class Scheduler:
         self._preempt(self.running[-1])
         return True
 
-    def _is_paid(self, state: RequestState) -> bool:
-        """Whether one more token of the request may be sampled in this step."""
-        return self._planned[state] < state.tokens_left
-
-    def _is_paused(self, sequence: Sequence) -> bool:
-        return sequence.num_uncomputed == 1 and sequence not in self._chunks and not self._is_paid(sequence.state)
+    def _take_place_for(self, new: Sequence) -> bool:
+        """Preempt one whose place the waiting `new` should have, if there is one (rules 4 and 5)."""
+        if self._preempt_paused():
+            return True
+        priority, tenant = new.order[0], new.request.tenant
+        last = self.running[-1] if self.running else None
+        if last is not None and last.order[0] > priority:
+            self._preempt(last)
+            return True
+        if self._fair.num_tenants > 1:
+            num_running = Counter(sequence.request.tenant for sequence in self.running)
+            for sequence in reversed(self.running):
+                holder = sequence.request.tenant
+                unequal = num_running[holder] > num_running[tenant] + 1
+                if unequal and sequence.order[0] == priority and self._fair.is_ahead(holder, tenant):
+                    self._preempt(sequence)
+                    return True
+        return False
 
     def _preempt_paused(self) -> bool:
         """Take place and pages of the last sequence that can't use them now, if there is one."""
@@ -136,40 +232,15 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        sequence.is_running = False
         chunk = self._chunks.pop(sequence, None)
         if chunk is not None:
             self._budget += chunk.end - chunk.start
             self._planned[sequence.state] -= chunk.samples
         self._cache.release(sequence.table)
         sequence.num_computed = 0
-        self.add(sequence)
+        self._wait(sequence)
         self.num_preemptions += 1
 
-    def _start_waiting(self) -> None:
-        for sequence in [s for s in self.waiting if s.may_start]:
-            if not self._is_paid(sequence.state):
-                continue
-            if self._budget < 1:
-                return
-            if len(self.running) >= self._max_running and not self._preempt_paused():
-                return
-            if not self._start(sequence):
-                return
-
-    def _start(self, sequence: Sequence) -> bool:
-        num_tokens = len(sequence.tokens)
-        reusable = (num_tokens - 1) // PAGE_SIZE  # the last token is always computed: its logits are wanted
-        num_hit = self._cache.attach(sequence.table, reusable)
-        while not self._cache.can_start(sequence.table, num_tokens, spare=len(self.running)):
-            if not self._preempt_paused():
-                self._cache.release(sequence.table)
-                return False
-        sequence.num_computed = num_hit * PAGE_SIZE
-        state = sequence.state
-        if not state.started:
-            state.started = True
-            state.cached_tokens = sequence.num_computed
-        self.waiting.remove(sequence)
-        insort(self.running, sequence, key=lambda s: s.order)
-        self._advance(sequence)
-        return True
+    def _wait(self, sequence: Sequence) -> None:
+        insort(self.waiting, sequence, key=BY_ORDER)

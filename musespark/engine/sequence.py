@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 
 from musespark.engine.kv_cache import BlockTable, KVCache
-from musespark.engine.prefix import page_content
+from musespark.engine.prefix import page_content, tokens_between
 from musespark.engine.request import FinishReason, Output, Request, Usage
 from musespark.engine.sampler import SamplingState
 
@@ -19,11 +20,13 @@ class Sequence:
     state: RequestState
     index: int
     order: tuple[int, int, int]  # (priority, arrival, index): what goes first; the last is preempted first
-    tokens: list[int]  # the prompt, then what was generated
+    generated: list[int]
     output: Output
     sampling: SamplingState
     table: BlockTable
+    is_running: bool = False
     num_computed: int = 0
+    num_charged: int = 0  # up to here its tenant has been charged (fairness.py)
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the one that ended it
 
@@ -34,16 +37,19 @@ class Sequence:
     @property
     def num_uncomputed(self) -> int:
         """At least 1: the newest token is computed in the step after it was sampled."""
-        return len(self.tokens) - self.num_computed
+        return self.num_tokens - self.num_computed
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.state.request.prompt) + len(self.generated)
 
     @property
     def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
+        return len(self.generated)
 
-    @property
-    def may_start(self) -> bool:
-        """The other choices wait until the first has computed the prompt, and then share its pages."""
-        return self.index == 0 or self.state.prompt_computed
+    def tokens(self, start: int, end: int) -> Tokens[int]:
+        """Those at positions [start, end): of the prompt, then what was generated."""
+        return tokens_between(self.state.request.prompt, self.generated, start, end)
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +60,7 @@ class RequestState:
     unfinished: list[Sequence] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     started: bool = False
-    prompt_computed: bool = False
+    held: list[Sequence] = field(default_factory=list)  # until the first choice has computed the prompt for all
     cached_tokens: int = 0  # of the prompt, when the request first started
     prompt_tokens: int = 0  # of the prompt, computed or from the cache
     completion_tokens: int = 0
@@ -87,17 +93,17 @@ class RequestState:
 def new_sequence(state: RequestState, index: int, arrival: int, cache: KVCache, vocab_size: int) -> Sequence:
     """Choice `index` of a request, before anything is computed. Raises what `make_output` raises."""
     request = state.request
-    tokens = list(request.prompt)
+    generated: list[int] = []
     sequence = Sequence(
         state=state,
         index=index,
         order=(request.priority, arrival, index),
-        tokens=tokens,
+        generated=generated,
         output=request.make_output(index),
         sampling=SamplingState(
-            request.sampling, index, tokens, vocab_size, request.grammar.matcher() if request.grammar else None
+            request.sampling, index, request.prompt, vocab_size, request.grammar.matcher() if request.grammar else None
         ),
-        table=cache.new_table(request.salt, functools.partial(page_content, request, tokens)),
+        table=cache.new_table(request.salt, functools.partial(page_content, request, generated)),
     )
     state.outputs.append(sequence.output)
     return sequence

@@ -2,43 +2,7 @@
 
 from __future__ import annotations
 
-from musespark.engine.kv_cache import KVCache
-from musespark.engine.scheduler import Scheduler
-from musespark.engine.sequence import RequestState, Sequence, new_sequence
-from tests.engine.driver import prompt_of, request
-from tests.fakes import toy_config
-
-
-class Simulation:
-    """Runs a schedule with a token generator that always says 77."""
-
-    def __init__(self, num_pages: int = 64, max_batch_tokens: int = 100, max_running: int = 8) -> None:
-        config = toy_config()
-        self.cache = KVCache(config.text, num_pages, num_pages)
-        self.scheduler = Scheduler(self.cache, max_batch_tokens=max_batch_tokens, max_running=max_running)
-        self.names: dict[Sequence, str] = {}
-
-    def add(self, name: str, length: int, *, n: int = 1, **fields: int) -> list[Sequence]:
-        state = RequestState(request(prompt_of(length, len(self.names)), n=n, **fields))
-        sequences = [new_sequence(state, index, len(self.names), self.cache, 320) for index in range(n)]
-        for index, sequence in enumerate(sequences):
-            self.names[sequence] = name if n == 1 else f"{name}{index}"
-            self.scheduler.add(sequence)
-        return sequences
-
-    def step(self) -> dict[str, int]:
-        chunks = self.scheduler.schedule()
-        for chunk in chunks:
-            chunk.sequence.num_computed = chunk.end
-            self.cache.commit(chunk.sequence.table, chunk.end)
-            if chunk.samples:
-                chunk.sequence.state.prompt_computed = True
-        work = {self.names[chunk.sequence]: chunk.end - chunk.start for chunk in chunks}
-        for chunk in chunks:
-            if chunk.samples:
-                chunk.sequence.tokens.append(77)
-        self.cache.check_integrity(sequence.table for sequence in self.names)
-        return work
+from tests.engine.simulation import Simulation
 
 
 def test_decode_comes_first_and_prompts_share_the_rest_in_order() -> None:
@@ -100,7 +64,7 @@ def test_last_in_order_gives_its_pages_to_the_first() -> None:
         simulation.step()
         steps += 1
     # Both have 2 pages until the first needs a third for position 128.
-    assert len(first.tokens) == 130
+    assert first.num_tokens == 130
     assert simulation.scheduler.running == [first]
     assert simulation.scheduler.waiting == [last]
     assert last.num_computed == 0
@@ -110,7 +74,7 @@ def test_last_in_order_gives_its_pages_to_the_first() -> None:
 def test_last_in_order_pauses_while_nobody_is_behind_it() -> None:
     simulation = Simulation(num_pages=4, max_batch_tokens=200)
     _, second = *simulation.add("first", 60), *simulation.add("second", 120)
-    while len(second.tokens) < 129:
+    while second.num_tokens < 129:
         simulation.step()
     # The second needs a third page for position 128, and the first has just taken the last one.
     for _ in range(40):
@@ -139,3 +103,35 @@ def test_priority_before_arrival() -> None:
     simulation.add("late", 5, priority=1)
     simulation.add("soon", 5, priority=0)
     assert simulation.step() == {"soon": 5}
+
+
+def test_lower_priority_gives_its_place_up() -> None:
+    simulation = Simulation(max_running=2)
+    low = simulation.add("low", 100, priority=1)[0]
+    simulation.add("equal", 100, priority=0)
+    while low.num_generated < 3:
+        simulation.step()
+    simulation.add("late", 100, priority=0)
+    assert set(simulation.step()) == {"equal", "late"}
+    assert simulation.scheduler.waiting == [low]
+    simulation.add("later", 100, priority=0)
+    assert set(simulation.step()) == {"equal", "late"}  # an equal one waits
+
+
+def test_lower_priority_gives_its_pages_up() -> None:
+    simulation = Simulation(num_pages=6)
+    simulation.add("low", 200, priority=1)
+    simulation.step()
+    simulation.add("high", 200)
+    assert set(simulation.step()) == {"high"}
+
+
+def test_prompts_get_what_is_allowed_beside_streams_and_everything_without() -> None:
+    simulation = Simulation()
+    simulation.add("stream", 10)
+    simulation.step()
+    simulation.add("prompt", 300)
+    assert simulation.step(max_prompt_tokens=30) == {"stream": 1, "prompt": 30}
+    assert simulation.step(max_prompt_tokens=1) == {"stream": 1, "prompt": 1}
+    simulation.scheduler.remove(simulation.scheduler.running[0])
+    assert simulation.step(max_prompt_tokens=30) == {"prompt": 100}
