@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.verify import Identity
+from musespark.api.access import PUBLIC, authorise, find_rule
 from musespark.api.errors import error_response
 from musespark.api.logs import describe
 from musespark.api.memory import forget_frames
@@ -35,13 +36,16 @@ from musespark.errors import (
     PermissionDenied,
 )
 
-PUBLIC = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz"})
 RETRY_AFTER_MS = 1000
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
 
 
 class Gate:
-    """ASGI middleware. Gives `request.state` a `request_id`, `started_s`, `identity`, and `log` for the log line."""
+    """ASGI middleware. Gives `request.state` a `request_id`, `started_s`, `identity`, and `log` for the log line.
+
+    What a route puts into its `headers` is in the answer, also if that is an error.
+    """
 
     def __init__(
         self,
@@ -67,7 +71,12 @@ class Gate:
             return
         visit = _Visit(send)
         visit.last = scope.get("state", {}).get("crowded", False)
-        scope["state"] = {"request_id": visit.request_id, "started_s": visit.started_s, "log": visit.log}
+        scope["state"] = {
+            "request_id": visit.request_id,
+            "started_s": visit.started_s,
+            "log": visit.log,
+            "headers": visit.headers,
+        }
         try:
             await self._pass(scope, receive, visit)
         except ClientDisconnect:
@@ -95,6 +104,8 @@ class Gate:
             identity = await self._authenticate(headers)
             scope["state"]["identity"] = identity
             visit.log["key_id"] = identity.key_id
+            scope["route"] = find_rule(scope["method"], scope["path"])  # for the log; the router overwrites it
+            authorise(identity, scope["route"])
         await self._app(scope, receive, visit.send)
 
     async def _authenticate(self, headers: Headers) -> Identity:
@@ -112,8 +123,8 @@ class Gate:
         route = getattr(scope.get("route"), "path", "unmatched")
         seconds = time.perf_counter() - visit.started_s
         self._metrics.request(scope["method"], route, visit.status, seconds)
-        if scope["path"] in PUBLIC:
-            return  # probes come every few seconds and would bury the rest of the log
+        if scope["path"] in PROBES:
+            return  # they come every few seconds and would bury the rest of the log
         structlog.get_logger().info(
             "request",
             request_id=visit.request_id,
@@ -133,13 +144,16 @@ class _Visit:
         self.started_s = time.perf_counter()
         self.status = 0
         self.log: dict[str, Any] = {}
+        self.headers: dict[str, str] = {}
         self.last = False  # whether the connection ends with this answer
         self._send = send
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            own = {"x-request-id": self.request_id, **self.headers}
+            encoded = [(name.encode(), value.encode()) for name, value in own.items()]
+            message["headers"] = [*message["headers"], *encoded]
             if self.last:
                 message["headers"].append((b"connection", b"close"))
         await self._send(message)

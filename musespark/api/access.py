@@ -1,0 +1,63 @@
+"""Who may use which route: one table, and the only way to a route is through it.
+
+The gate asks it before anything of the application sees the request. A route that is not in `RULES` does not
+exist for anybody, and a path is matched by the same pattern, on the same string, that the router uses: there is no
+second reading of a path, of Host or of X-Forwarded-… that could get around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
+
+from musespark.accounts.verify import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`path` is the route's template; `permission` None is open to all the world."""
+
+    method: str
+    path: str
+    permission: str | None
+
+
+RULES = tuple(
+    Rule(*line.split())
+    for line in """
+    POST    /v1/chat/completions                                        chat.write
+    GET     /v1/models                                                  models.read
+    GET     /v1/models/{model_id}                                       models.read
+    GET     /v1/usage                                                   usage.read
+    GET     /v1/requests/{request_id}                                   requests.read
+    GET     /openapi.json                                               api.read
+    GET     /metrics                                                    server.read
+    """.strip().splitlines()
+) + tuple(
+    Rule(method, path, None)
+    for method, path in (
+        ("GET", "/healthz"),
+        ("GET", "/readyz"),
+    )
+)
+PUBLIC = frozenset(rule.path for rule in RULES if rule.permission is None)
+_PATTERNS = [(compile_path(rule.path)[0], rule) for rule in RULES]
+
+
+def find_rule(method: str, path: str) -> Rule:
+    """The rule for this route. Raises the router's 404 or 405 where none has this path, or not with this method."""
+    matching = [rule for pattern, rule in _PATTERNS if pattern.match(path)]
+    if not matching:
+        raise HTTPException(404)
+    for rule in matching:
+        if rule.method == method:
+            return rule
+    raise HTTPException(405, headers={"Allow": ", ".join(sorted({rule.method for rule in matching}))})
+
+
+def authorise(identity: Identity, rule: Rule) -> None:
+    """Raise InsufficientScope if this caller may not use the route."""
+    if rule.permission is not None:
+        identity.require(rule.permission)
