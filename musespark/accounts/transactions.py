@@ -43,10 +43,10 @@ class Transaction:
         return int(self._execute(sql, parameters).rowcount)
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._execute(sql, parameters).fetchall()  # type: ignore[no-any-return]
+        return self._execute(sql, parameters).fetchall()
 
     def row(self, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...] | None:
-        return self._execute(sql, parameters).fetchone()  # type: ignore[no-any-return]
+        return self._execute(sql, parameters).fetchone()
 
 
 class SqliteTransactions:

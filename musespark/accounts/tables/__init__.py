@@ -10,6 +10,7 @@ from __future__ import annotations
 from musespark.accounts.tables.audit import audit_events
 from musespark.accounts.tables.base import metadata
 from musespark.accounts.tables.identity import keys, organisations, projects, service_accounts
+from musespark.accounts.tables.ledger import balances, credit_lots, holds, spending, transfers, usage_records
 from musespark.accounts.tables.limits import limit_buckets, limit_leases, limits
 from musespark.accounts.tables.people import (
     invitations,
@@ -20,6 +21,7 @@ from musespark.accounts.tables.people import (
     sessions,
     sign_in_attempts,
 )
+from musespark.accounts.tables.prices import caps, plan_versions, price_versions, subscription_periods, subscriptions
 from musespark.accounts.tables.releases import (
     early_access,
     release_aliases,
@@ -30,7 +32,11 @@ from musespark.accounts.tables.releases import (
 
 __all__ = [
     "audit_events",
+    "balances",
+    "caps",
+    "credit_lots",
     "early_access",
+    "holds",
     "invitations",
     "keys",
     "limit_buckets",
@@ -42,6 +48,8 @@ __all__ = [
     "oidc_sign_ins",
     "organisations",
     "people",
+    "plan_versions",
+    "price_versions",
     "projects",
     "release_aliases",
     "release_events",
@@ -50,4 +58,9 @@ __all__ = [
     "service_accounts",
     "sessions",
     "sign_in_attempts",
+    "spending",
+    "subscription_periods",
+    "subscriptions",
+    "transfers",
+    "usage_records",
 ]
