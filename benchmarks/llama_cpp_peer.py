@@ -1,11 +1,15 @@
-"""llama.cpp in a process of its own: run with `.venv-peers/bin/python`, one JSON object in, one JSON object out.
+"""llama.cpp in a process of its own: run with `.venv-peers/bin/python`, one JSON object a line in, one out.
 
     {"do": "tokenize", "model": PATH, "texts": [...]}                     -> {"tokens": [[...], ...]}
     {"do": "logits", "model": PATH, "tokens": [...], "out": PATH.npy}     -> writes float32 (tokens, vocabulary)
     {"do": "speed", "model": PATH, "prompt": 512, "decode": 32, "threads": 2, "repeats": 3, "exact": false}
                                                                           -> seconds and peak memory
+    {"do": "load", "model": PATH, "threads": 2, "context": 33000, "streams": 1}  -> {"start_s": ...}
+    {"do": "prefill", "tokens": 512}                                      -> {"seconds": ...}
+    {"do": "decode", "depth": 4096, "streams": 1, "count": 32}            -> {"seconds": ...}
 
-"exact" keeps keys and values in float32 and leaves flash attention off. Messages of llama.cpp go to standard error.
+The last three keep the model: benchmarks/engine.py measures by turns. "exact" keeps keys and values in float32 and
+leaves flash attention off. Messages of llama.cpp go to standard error.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import ctypes
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +29,21 @@ F32 = 0  # ggml's number of the type
 
 
 class Model:
-    """A model and one context of `num_tokens` places."""
+    """A model and one context: `num_tokens` places for each of `streams` sequences."""
 
-    def __init__(self, path: str, num_tokens: int, threads: int, *, exact: bool, batch: int = 512) -> None:
+    def __init__(
+        self, path: str, num_tokens: int, threads: int, *, exact: bool, batch: int = 512, streams: int = 1
+    ) -> None:
         api.llama_backend_init()
         self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
         if not self.model:
             raise SystemExit(f"llama.cpp can't load {path}")
         params = api.llama_context_default_params()
-        params.n_ctx = num_tokens
-        params.n_batch = params.n_ubatch = batch
+        params.n_ctx = num_tokens * streams
+        params.n_seq_max = streams
+        params.n_batch = batch
+        params.n_ubatch = min(512, batch)  # its default
+        params.swa_full = False  # as its server has it; faster on layers with windows
         params.n_threads = params.n_threads_batch = threads
         if exact:
             params.type_k = params.type_v = F32
@@ -56,19 +65,25 @@ class Model:
 
     def forward(self, tokens: list[int], first: int, *, all_logits: bool) -> np.ndarray | None:
         """Tokens at positions from `first`, at most a batch of them. Logits (tokens, V), or (1, V) of the last."""
-        batch = api.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, first + i, 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = all_logits or i == len(tokens) - 1
-        status = api.llama_decode(self.context, batch)
-        api.llama_batch_free(batch)
-        if status:
-            raise SystemExit(f"llama_decode gave {status} at position {first:,}")
+        wanted = range(len(tokens)) if all_logits else (len(tokens) - 1,)
+        self.decode([(token, first + i, 0, i in wanted) for i, token in enumerate(tokens)])
         rows = len(tokens) if all_logits else 1
         pointer = api.llama_get_logits(self.context)
         return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (rows, self.vocab_size))
+
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """One step. Each row: token, position, sequence, and whether its logits are wanted."""
+        batch = api.llama_batch_init(len(rows), 0, 1)
+        batch.n_tokens = len(rows)
+        for i, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = wanted
+        status = api.llama_decode(self.context, batch)
+        api.llama_synchronize(self.context)
+        api.llama_batch_free(batch)
+        if status:
+            raise SystemExit(f"llama_decode gave {status} at position {rows[0][1]:,}")
 
     def prefill(self, tokens: list[int], *, all_logits: bool = False) -> list[np.ndarray]:
         parts = range(0, len(tokens), self.batch)
@@ -117,6 +132,59 @@ def speed(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class Kept:
+    """A model between requests, for measuring by turns. Tokens are random and never the same twice."""
+
+    def __init__(self) -> None:
+        self.model: Model | None = None
+        self.random = np.random.default_rng(0)
+        self.lengths: list[int] = []
+
+    def load(self, request: dict[str, Any]) -> dict[str, Any]:
+        begun = time.perf_counter()
+        streams = request["streams"]
+        self.model = Model(
+            request["model"], request["context"], request["threads"], exact=False, batch=2048, streams=streams
+        )
+        self.lengths = [0] * streams
+        self._feed([0], 1)  # what is mapped and not yet read is read now
+        return {
+            "start_s": time.perf_counter() - begun,
+            "version": f"llama.cpp of llama-cpp-python {api.__version__}",
+        }
+
+    def prefill(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._clear()
+        return {"seconds": _timed(lambda: self._feed([0], request["tokens"]))}
+
+    def decode(self, request: dict[str, Any]) -> dict[str, Any]:
+        """`count` tokens of every stream, at a depth that is at least the one asked for, and 5 % more at most."""
+        depth, streams, count = request["depth"], list(range(request["streams"])), request["count"]
+        if not all(depth <= self.lengths[i] <= depth * 1.05 + 256 for i in streams):
+            self._clear()
+            for stream in streams:
+                self._feed([stream], depth)
+        self._feed(streams, 1)
+        return {"seconds": _timed(lambda: [self._feed(streams, 1) for _ in range(count)])}
+
+    def _feed(self, streams: list[int], count: int) -> None:
+        """The next `count` tokens of each stream, in batches; logits of the last."""
+        assert self.model is not None
+        rows = []
+        for stream in streams:
+            tokens = self.random.integers(0, self.model.vocab_size, count).tolist()
+            first = self.lengths[stream]
+            rows += [(token, first + i, stream, i == count - 1) for i, token in enumerate(tokens)]
+            self.lengths[stream] += count
+        for start in range(0, len(rows), self.model.batch):
+            self.model.decode(rows[start : start + self.model.batch])
+
+    def _clear(self) -> None:
+        assert self.model is not None
+        self.model.clear()
+        self.lengths = [0] * len(self.lengths)
+
+
 def _timed(call: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     call()
@@ -124,5 +192,9 @@ def _timed(call: Callable[[], Any]) -> float:
 
 
 if __name__ == "__main__":
-    request = json.load(sys.stdin)
-    print(json.dumps({"tokenize": tokenize, "logits": logits, "speed": speed}[request["do"]](request)))
+    kept = Kept()
+    actions = {"tokenize": tokenize, "logits": logits, "speed": speed}
+    actions |= {"load": kept.load, "prefill": kept.prefill, "decode": kept.decode}
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(actions[request["do"]](request)), flush=True)

@@ -1,0 +1,18 @@
+"""Where the other engines are, for every benchmark that measures against them: `make peers` puts them there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LLAMA_CPP = ROOT / ".venv-peers"
+VLLM = ROOT / ".venv-peers-vllm"
+
+
+def tool(name: str) -> Path:
+    """One of llama.cpp's commands. Ends the program if it is not there."""
+    path = LLAMA_CPP / "bin" / name
+    if not path.exists():
+        sys.exit(f"{path} is not there; `make peers` compiles llama.cpp and its tools")
+    return path
