@@ -88,9 +88,14 @@ class Catalogue:
 
     def visible(self, identity: Identity, served: Collection[str], now: float) -> list[Listed]:
         """The names that this caller may know of, sorted: what is announced, and what it is let in to."""
-        names = {*self.releases, *self.aliases, *self._implicit(served)}
-        listed = [self._listed(identity, name, served, now) for name in sorted(names)]
-        return [item for item in listed if item is not None and item.stage != "retired"]
+        listed = [self._listed(identity, name, served, now) for name in sorted(self._names(served))]
+        return [
+            item
+            for item in listed
+            if item is not None
+            and item.stage != "retired"
+            and (item.release.announced_at(now) or self._lets_in(identity, item.release, now))
+        ]
 
     def find(self, identity: Identity, name: str, served: Collection[str], now: float) -> Listed:
         """One of `visible`, or one that is retired. Raises ModelNotFound."""
@@ -100,12 +105,12 @@ class Catalogue:
         return listed
 
     def calendar(self, served: Collection[str], now: float) -> list[Listed]:
-        """What the world may know, for the status page, without a caller: `admitted` says whether everybody is."""
-        return self.visible(NOBODY, served, now) + [
-            item
-            for name in sorted(self.releases)
-            if (item := self._listed(NOBODY, name, served, now)) is not None and item.stage == "retired"
-        ]
+        """What the world may know, for the status page; `admitted` says whether everybody is."""
+        listed = [self._listed(NOBODY, name, served, now) for name in sorted(self._names(served))]
+        return [item for item in listed if item is not None and item.release.announced_at(now)]
+
+    def _names(self, served: Collection[str]) -> set[str]:
+        return {*self.releases, *self.aliases, *self._implicit(served)}
 
     def _listed(self, identity: Identity, name: str, served: Collection[str], now: float) -> Listed | None:
         release = self._resolve(name, served)
