@@ -205,7 +205,7 @@ def _write_q4_k_m(folder: Path, name: str, target: Path) -> None:
     was_there = original.exists()
     write(folder, name, "gguf_bf16")
     begun = target.with_suffix(".partial")
-    subprocess.run([tool("llama-quantize"), original, begun, "Q4_K_M"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([tool("llama-quantize"), original, begun, "Q4_K_M"], check=True, capture_output=True)
     begun.rename(target)
     if not was_there:
         original.unlink()

@@ -14,7 +14,8 @@ from musespark.model.tensors import expected_tensors
 
 
 def parameters(name: str, *, without: str = " ") -> int:
-    return sum(math.prod(shape) for tensor, shape in expected_tensors(model_config(name)).items() if without not in tensor)
+    shapes = expected_tensors(model_config(name))
+    return sum(math.prod(shape) for tensor, shape in shapes.items() if without not in tensor)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("S", 361.7), ("M", 2866.6)])
