@@ -15,11 +15,18 @@
     ├── SignInFailed                   401 sign_in_failed
     ├── PermissionDenied               403 permission_denied
     │   ├── InsufficientScope          403 insufficient_scope
+    │   ├── PlanRefused                403 plan_refused
     │   └── ModelNotReleased           403 model_not_released       (details: launch_at)
     ├── NotFound                       404 not_found
     │   └── ModelNotFound              404 model_not_found
     ├── MethodNotAllowed               405 method_not_allowed
+    ├── SpendLimit                     429 spend_limit_exceeded     (held_by_others: may pass by itself)
+    │   ├── CreditBalanceExhausted     402 credit_balance_exhausted
+    │   ├── OrganizationSpendLimitExceeded  429 organization_spend_limit_exceeded
+    │   ├── ProjectSpendLimitExceeded  429 project_spend_limit_exceeded
+    │   └── KeySpendLimitExceeded      429 key_spend_limit_exceeded
     ├── Conflict                       409 conflict
+    │   ├── LedgerConflict             409 ledger_conflict
     │   └── MoveNotAllowed             409 move_not_allowed
     ├── ModelShutdown                  410 model_shutdown           (details: shutdown_date, replacement)
     ├── TooManySignIns                 429 too_many_sign_ins        (carries retry_after_ms)
@@ -27,6 +34,7 @@
     ├── RateLimitExceeded              429 rate_limit_exceeded      (carries retry_after_ms)
     │   └── ConcurrencyLimitExceeded   429 concurrency_limit_exceeded
     ├── DatabaseUnavailable            503 database_unavailable     (carries retry_after_ms)
+    │   └── LedgerUnavailable          503 ledger_unavailable
     ├── ShuttingDown                   503 shutting_down
     ├── ModelLoading                   503 model_loading            (carries retry_after_ms)
     ├── EngineFailed                   500 engine_failed
@@ -138,6 +146,12 @@ class ModelNotReleased(PermissionDenied):
     code = "model_not_released"
 
 
+class PlanRefused(PermissionDenied):
+    """The organisation's plan does not include this."""
+
+    code = "plan_refused"
+
+
 class NotFound(MuseSparkError):
     code = "not_found"
     status = 404
@@ -157,6 +171,12 @@ class Conflict(MuseSparkError):
 
     code = "conflict"
     status = 409
+
+
+class LedgerConflict(Conflict):
+    """A hold is resolved already, and differently: what is asked now contradicts it."""
+
+    code = "ledger_conflict"
 
 
 class MoveNotAllowed(Conflict):
@@ -190,6 +210,37 @@ class Overloaded(MuseSparkError):
         self.retry_after_ms = retry_after_ms
 
 
+class SpendLimit(MuseSparkError):
+    """There is no money left for this under one of the limits; the subclass says which.
+
+    `held_by_others`: some of it is only held by requests in flight and may come free.
+    """
+
+    code = "spend_limit_exceeded"
+    status = 429
+
+    def __init__(self, message: str, *, held_by_others: bool = False) -> None:
+        super().__init__(message)
+        self.held_by_others = held_by_others
+
+
+class CreditBalanceExhausted(SpendLimit):
+    code = "credit_balance_exhausted"
+    status = 402
+
+
+class OrganizationSpendLimitExceeded(SpendLimit):
+    code = "organization_spend_limit_exceeded"
+
+
+class ProjectSpendLimitExceeded(SpendLimit):
+    code = "project_spend_limit_exceeded"
+
+
+class KeySpendLimitExceeded(SpendLimit):
+    code = "key_spend_limit_exceeded"
+
+
 class RateLimitExceeded(MuseSparkError):
     code = "rate_limit_exceeded"
     status = 429
@@ -212,6 +263,12 @@ class DatabaseUnavailable(MuseSparkError):
     def __init__(self, message: str, *, retry_after_ms: int) -> None:
         super().__init__(message)
         self.retry_after_ms = retry_after_ms
+
+
+class LedgerUnavailable(DatabaseUnavailable):
+    """The ledger's database is away, and the organisation's plan does not let requests in meanwhile."""
+
+    code = "ledger_unavailable"
 
 
 class ShuttingDown(MuseSparkError):

@@ -17,14 +17,19 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
-from musespark.accounts.transactions import BUSY_TIMEOUT_MS, PostgresTransactions, SqliteTransactions, Transaction
+from musespark.accounts.transactions import (
+    BUSY_TIMEOUT_MS,
+    WRITE_LOCK,
+    PostgresTransactions,
+    SqliteTransactions,
+    Transaction,
+)
 from musespark.errors import StateError
 
 FILE_NAME = "musespark.db"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # Files are named 0001_subject.py and so on, so the newest is found without importing Alembic; a test compares.
 LATEST_REVISION = max(file.name.split("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
-WRITE_LOCK = 7_365_001  # the advisory lock of `write` on PostgreSQL: any number that nobody else uses there
 
 T = TypeVar("T")
 

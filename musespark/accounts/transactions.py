@@ -19,7 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 BUSY_TIMEOUT_MS = 5000
-RETRIES = 5  # of a transaction that PostgreSQL broke off because two of them waited for each other
+WRITE_LOCK = 7_365_001  # an advisory lock of PostgreSQL: any number that nobody else uses there
+RETRIES = 5  # of a transaction that PostgreSQL broke off because another came between
 
 T = TypeVar("T")
 
@@ -37,6 +38,11 @@ class Transaction:
         self._execute = execute
         self.dialect = dialect
         self.for_update = " FOR UPDATE" if dialect == "postgresql" else ""  # SQLite has one writer at a time
+
+    def alone(self) -> None:
+        """Wait for the one lock of administrative changes, so that what is read next is not changed by another."""
+        if self.dialect == "postgresql":
+            self._execute("SELECT pg_advisory_xact_lock(?)", (WRITE_LOCK,))
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         """Run a statement that returns no rows; returns how many it changed."""
@@ -129,7 +135,11 @@ class PostgresTransactions:
             for attempt in range(RETRIES):
                 try:
                     return self._once(work)
-                except (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure):
+                except (
+                    psycopg.errors.DeadlockDetected,
+                    psycopg.errors.SerializationFailure,
+                    psycopg.errors.RaiseException,  # a trigger of ours: a limit was lowered between look and write
+                ):
                     if attempt + 1 == RETRIES:
                         raise
                 except (psycopg.OperationalError, psycopg.InterfaceError) as error:
