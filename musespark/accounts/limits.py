@@ -9,7 +9,7 @@ store in memory (limits_memory.py) and the shared one (limits_shared.py) can't d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, Protocol
 
 from musespark.errors import ConcurrencyLimitExceeded, InvalidRequest, RateLimitExceeded, RequestExceedsLimit
@@ -46,6 +46,11 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_LIMIT:
                 message = f"{field.name} is {value!r}; it must be a whole number from 0 to {LARGEST_LIMIT:,}, or null"
                 raise InvalidRequest(message, param=field.name)
+
+    def but(self, special: Limits) -> Limits:
+        """These, except where `special` says something else."""
+        given = {name: value for name, value in asdict(special).items() if value is not None}
+        return replace(self, **given)
 
     def rates(self, kind: SubjectKind, subject_id: str) -> tuple[Rate, ...]:
         found = []

@@ -11,10 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from musespark.accounts.accounts import Accounts
+from musespark.accounts.limits_shared import SharedLimitStore
 from musespark.api.body import BodyReader
 from musespark.api.cors import Cors
 from musespark.api.deps import Services
 from musespark.api.gate import PUBLIC, Gate
+from musespark.api.metering import Metering
 from musespark.api.metrics import Metrics
 from musespark.api.openapi import ERROR_RESPONSES
 from musespark.api.routes import chat, models, operations
@@ -29,6 +31,7 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
         settings=settings,
         bodies=BodyReader(settings.max_body_bytes, settings.body_timeout_s),
         metrics=Metrics(lambda: services.provider.metrics() if services.provider else {}),
+        metering=Metering(accounts, SharedLimitStore(accounts.database) if settings.shares_limits else None),
     )
     app = FastAPI(title="Muse Spark", openapi_url=None, redirect_slashes=False)
     app.state.services = services

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from starlette.requests import Request
 
 from musespark.api.body import BodyReader
+from musespark.api.metering import Metering
 from musespark.api.metrics import Metrics
 from musespark.api.settings import Settings
 from musespark.errors import ModelLoading
@@ -27,6 +28,7 @@ class Services:
     settings: Settings
     bodies: BodyReader
     metrics: Metrics
+    metering: Metering
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
 

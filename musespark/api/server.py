@@ -42,7 +42,7 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     """Run until SIGTERM or Ctrl-C. Raises a SetupError if the state folder, the port or the checkpoint is unusable."""
     logs.configure()
     return_large_blocks()
-    with Accounts.open(settings.state_dir) as accounts, bind(settings.host, settings.port) as listener:
+    with Accounts.open(settings.state_dir, settings.database_url) as accounts, bind(settings.host, settings.port) as listener:
         app = create_app(None, accounts, settings)
         server = _Server(_uvicorn_config(app, settings))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, validation_alias=AliasChoices("MUSESPARK_PORT", "PORT"))
     state_dir: Path = Field(default_factory=default_state_dir, description="folder of the database and the pepper")
+    database_url: str | None = Field(
+        None, description="PostgreSQL, as postgresql://user:password@host/name; None: SQLite in the state folder"
+    )
+    limits: Literal["memory", "shared"] | None = Field(
+        None, description="where limits are counted; None: in memory with SQLite, shared through PostgreSQL"
+    )
 
     checkpoint: Path | None = Field(None, description="checkpoint folder; None is the model in the box")
     model_name: str | None = Field(None, pattern=MODEL_NAME, description="None: the folder's name")
@@ -73,6 +79,11 @@ class Settings(BaseSettings):
         (), description="origins whose web pages may call the API, separated by commas"
     )
     open_metrics: bool = Field(False, description="serve /metrics without a key")
+
+    @property
+    def shares_limits(self) -> bool:
+        """Whether limits are counted in the database, because other server processes use it too."""
+        return self.limits == "shared" or (self.limits is None and self.database_url is not None)
 
     @property
     def on_loopback(self) -> bool:

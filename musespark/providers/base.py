@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -43,6 +43,7 @@ class ChatRequest:
     `max_tokens` None means as many as the context still holds. `logprobs` None is off, otherwise the number of
     alternatives to report. `cache_salt` is secret to the caller's organisation; a cached prefix serves one salt only.
     `tenant` names the organisation: the engine is fair to them. No more tokens are generated than `allowance` grants.
+    context_limit: how many tokens prompt and completion may have together, where that is less than the model's context.
 
     tool_choice: whether the model may call `tools`, or must; "none" is said by offering none. `only_tool` is the name
         of the one that it must call then.
@@ -75,6 +76,7 @@ class ChatRequest:
     answer_schema: AnswerSchema | None = None
     tenant: str = ""
     allowance: Allowance | None = None
+    context_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,23 @@ ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Usage | A
 
 
 @dataclass(frozen=True, slots=True)
+class PromptSize:
+    """What a request is about to use, known when its prompt is written. `most_completion_tokens` is of all choices."""
+
+    text_tokens: int
+    image_tokens: int
+    num_images: int
+    most_completion_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.image_tokens
+
+
+Admit = Callable[[PromptSize], Awaitable[Allowance | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What is public about a model. `fingerprint` changes when its answers may: other weights, precision or program."""
 
@@ -140,6 +159,8 @@ class ModelInfo:
     created: int  # UTC seconds since 1970
     owned_by: str
     fingerprint: str
+    context_length: int = 0  # 0: not known
+    reads_images: bool = False
 
 
 class ChatStream(Protocol):
@@ -178,10 +199,19 @@ class Provider(Protocol):
         """Whether it is not ready because it failed, and will be only after a restart."""
         ...
 
-    async def chat(self, request: ChatRequest, *, on_withdrawn: Callable[[Usage], None] | None = None) -> ChatStream:
+    async def chat(
+        self,
+        request: ChatRequest,
+        *,
+        admit: Admit | None = None,
+        on_withdrawn: Callable[[Usage], None] | None = None,
+    ) -> ChatStream:
         """Admit the request. Raises what is wrong with it or with the moment: InvalidRequest and its kinds, Overloaded,
         ShuttingDown, EngineFailed. Cancelling the task that waits here withdraws the request; if it was being answered
         already, `on_withdrawn` is told what it used, since there is no stream to tell it.
+
+        admit: asked when the size of the prompt is known and before anything of it is computed; what it raises refuses
+            the request, and its allowance takes the place of the request's.
         """
         ...
 

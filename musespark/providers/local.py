@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from musespark.chat.formats import ChatFormat
@@ -22,6 +23,7 @@ from musespark.engine.service import SHUTTING_DOWN, EngineService, Generation
 from musespark.errors import CheckpointError, InvalidImage, InvalidRequest, ShuttingDown
 from musespark.model.generation import GenerationDefaults
 from musespark.providers.base import (
+    Admit,
     ChatEvent,
     ChatRequest,
     ContentDelta,
@@ -32,7 +34,14 @@ from musespark.providers.base import (
 )
 from musespark.providers.chat_output import Called, ChatOutput
 from musespark.providers.constraints import compile_grammar, constraint_of
-from musespark.providers.sizes import check_image_sizes, check_text_size, images_of, text_length
+from musespark.providers.sizes import (
+    check_context_limit,
+    check_image_sizes,
+    check_text_size,
+    images_of,
+    prompt_size,
+    text_length,
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +67,7 @@ class LocalProvider:
         *,
         reads_images: bool = True,
     ) -> None:
-        self.model = model
+        self.model = replace(model, context_length=service.context_length, reads_images=reads_images)
         self._service = service
         self._tokenizer = tokenizer
         self._chat = chat
@@ -79,10 +88,19 @@ class LocalProvider:
     def failed(self) -> bool:
         return self._service.failed
 
-    async def chat(self, request: ChatRequest, *, on_withdrawn: Callable[[Usage], None] | None = None) -> LocalStream:
+    async def chat(
+        self,
+        request: ChatRequest,
+        *,
+        admit: Admit | None = None,
+        on_withdrawn: Callable[[Usage], None] | None = None,
+    ) -> LocalStream:
         short = await self._in(self._short_thread, self._check, request)
         threads = self._short_thread if short else self._long_threads
-        generation = self._service.generate(await self._in(threads, self._engine_request, request))
+        engine_request = await self._in(threads, self._engine_request, request)
+        if admit is not None:
+            engine_request = replace(engine_request, allowance=await admit(prompt_size(engine_request)))
+        generation = self._service.generate(engine_request)
         try:
             await generation.admitted()
         except BaseException:
@@ -157,7 +175,8 @@ class LocalProvider:
             log.warning("a conversation could not be written: %s", error)
             message = "the model's own template was stopped at a limit while it wrote this conversation; shorten it"
             raise InvalidRequest(message, param="messages") from None
-        max_tokens = request.max_tokens or self._room_left(prompt)
+        max_tokens = request.max_tokens or self._room_left(prompt, request.context_limit)
+        check_context_limit(request, len(prompt.token_ids), max_tokens)
         return Request(
             id=request.id,
             prompt=tuple(prompt.token_ids),
@@ -187,9 +206,10 @@ class LocalProvider:
                 param="stop_token_ids",
             )
 
-    def _room_left(self, prompt: Prompt) -> int:
-        """The default of max_tokens; 1 for a prompt that leaves no room, which the engine refuses with the numbers."""
-        return max(self._service.context_length - len(prompt.token_ids), 1)
+    def _room_left(self, prompt: Prompt, context_limit: int | None) -> int:
+        """The default of max_tokens; 1 for a prompt that leaves no room, which is refused with the numbers."""
+        length = self._service.context_length
+        return max(min(length, context_limit or length) - len(prompt.token_ids), 1)
 
     def _sampling(self, request: ChatRequest, *, max_tokens: int) -> SamplingParams:
         given = {

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from musespark.chat.formats import ChatFormat
 from musespark.chat.image_files import read_header
 from musespark.chat.messages import Image, Text
+from musespark.engine.request import Request
 from musespark.errors import ContextTooLong, InvalidRequest
-from musespark.providers.base import ChatRequest
+from musespark.providers.base import ChatRequest, PromptSize
 
 ESCAPE_LENGTH = 6  # `\\u0041` in the JSON of a tool's arguments is one character of the prompt
 
@@ -66,3 +67,23 @@ def check_image_sizes(request: ChatRequest, chat: ChatFormat, limit: int) -> Non
             f"the images alone take {num_tokens:,} tokens, this model takes {limit:,}; send fewer or smaller ones",
             param="messages",
         )
+
+
+def check_context_limit(request: ChatRequest, num_prompt: int, max_tokens: int) -> None:
+    """Refuse what is longer than the caller may have; what is longer than the model can take the engine refuses."""
+    limit = request.context_limit
+    if limit is not None and num_prompt + max_tokens > limit:
+        raise ContextTooLong(
+            f"the prompt has {num_prompt:,} tokens and the answer may have {max_tokens:,}; your limit for both is "
+            f"{limit:,}; shorten the conversation or lower max_tokens",
+            param="messages" if num_prompt >= limit or request.max_tokens is None else "max_tokens",
+        )
+
+
+def prompt_size(request: Request) -> PromptSize:
+    return PromptSize(
+        text_tokens=len(request.prompt) - request.image_tokens,
+        image_tokens=request.image_tokens,
+        num_images=len(request.images),
+        most_completion_tokens=request.n * request.sampling.max_tokens,
+    )

@@ -6,23 +6,26 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 
 import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from musespark.accounts.verify import Identity
 from musespark.api import sse, strict_json
 from musespark.api.chat_request import ChatCompletionRequest, parse_request
 from musespark.api.chat_response import Formatter
-from musespark.api.deps import provider_of, services_of
+from musespark.api.deps import Services, provider_of, services_of
 from musespark.api.errors import error_object
 from musespark.api.gate import as_musespark_error
 from musespark.api.memory import LARGE_BYTES
+from musespark.api.metering import Meter
 from musespark.api.openapi import CHAT_BODY
 from musespark.engine.request import Usage
 from musespark.errors import ContextTooLong, ModelNotFound
-from musespark.providers.base import ChatEvent, ChatRequest, ChatStream
+from musespark.providers.base import ChatEvent, ChatRequest, ChatStream, Provider
 
 router = APIRouter()
 
@@ -30,19 +33,34 @@ router = APIRouter()
 @router.post("/v1/chat/completions", openapi_extra={"requestBody": CHAT_BODY})
 async def create_chat_completion(request: Request) -> Response:
     services, provider = services_of(request), provider_of(request)
+    meter = await services.metering.arrive(request.state.identity, request.state.request_id, request.state.headers)
+    used: list[Usage] = []  # by a request that was withdrawn
+    try:
+        return await _answer(request, services, provider, meter, used.append)
+    except BaseException:
+        for usage in used:
+            _note_usage(usage, request)
+        await meter.end(used[0] if used else None)
+        raise
+
+
+async def _answer(
+    request: Request, services: Services, provider: Provider, meter: Meter, on_withdrawn: Callable[[Usage], None]
+) -> Response:
     response_id = f"chatcmpl-{secrets.token_hex(12)}"
     async with services.bodies.read(request) as body:
         # Parsing and base64 take up to a second for a large body: not on the loop that serves everybody.
         large = len(body) > LARGE_BYTES
         async with services.large_bodies if large else contextlib.nullcontext():
             asked, chat_request = await asyncio.to_thread(
-                _understand, body, response_id, request.state.identity.cache_salt, provider.model.id
+                _understand, body, response_id, request.state.identity, provider.model.id
             )
         del body
+        chat_request = replace(chat_request, context_limit=meter.context_limit)
         _note_labels(request, asked)
         # Admission comes before the status is sent, so that a refusal has a status of its own.
         try:
-            admission = provider.chat(chat_request, on_withdrawn=lambda usage: _note_usage(usage, request))
+            admission = provider.chat(chat_request, admit=meter.admit, on_withdrawn=on_withdrawn)
             chat = await sse.while_connected(request.receive, admission)
         except ContextTooLong as error:
             if error.param == "max_tokens" and asked.max_completion_tokens is not None:
@@ -53,23 +71,24 @@ async def create_chat_completion(request: Request) -> Response:
     if asked.stream:
         include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         stream = _stream(events, formatter, chat_request.n, include_usage, request)
-        return sse.EventStream(stream, services.settings.ping_s, on_end=lambda: _end(chat, request))
+        return sse.EventStream(stream, services.settings.ping_s, on_end=lambda: _end(chat, meter, request))
     metadata = asked.metadata
     del asked, chat_request  # tens of megabytes with images, and nobody counts them any more
     try:
         completion = await sse.while_connected(request.receive, formatter.whole(events, metadata))
     finally:
-        await _end(chat, request)
+        await _end(chat, meter, request)
     return Response(orjson.dumps(completion), media_type="application/json")
 
 
 def _understand(
-    body: bytes, response_id: str, cache_salt: bytes, model_id: str
+    body: bytes, response_id: str, identity: Identity, model_id: str
 ) -> tuple[ChatCompletionRequest, ChatRequest]:
     asked = parse_request(strict_json.parse(body))
     if asked.model != model_id:
         raise ModelNotFound(f"there is no model {asked.model[:100]!r}; this server has {model_id!r}", param="model")
-    return asked, asked.to_request(response_id, cache_salt)
+    chat_request = asked.to_request(response_id, identity.cache_salt)
+    return asked, replace(chat_request, tenant=identity.organisation_id)
 
 
 def _note_labels(request: Request, asked: ChatCompletionRequest) -> None:
@@ -106,9 +125,10 @@ async def _stream(
     yield sse.DONE
 
 
-async def _end(chat: ChatStream, request: Request) -> None:
+async def _end(chat: ChatStream, meter: Meter, request: Request) -> None:
     """Whatever happened: free what the request holds, and note what it used."""
     await chat.aclose()
+    await meter.end(chat.usage)
     if chat.usage is not None:
         _note_usage(chat.usage, request)
 
