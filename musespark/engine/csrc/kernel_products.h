@@ -1,15 +1,23 @@
 // Matrix products: T rows by P panels in registers, for each format of weights. Included by kernel_templates.h only.
+// `ahead` is how many bytes further on lies what is read next: each line of weights asks for the one there. Panels are
+// short for the processor's own prefetching, which starts anew with each of them.
 #pragma once
 
 namespace musespark {
 namespace {
+
+template <int P>
+inline void prefetch_step(const std::byte* step, int64_t panel_bytes, int64_t ahead) {
+    MUSESPARK_UNROLL
+    for (int i = 0; i < P; ++i) __builtin_prefetch(step + i * panel_bytes + ahead, 0, 2);
+}
 
 struct Float32Tile {
     static constexpr Format kFormat = Format::float32;
 
     template <int T, int P>
     static void multiply(Float (&sum)[T][P * kVectors], const void* const* rows, const std::byte* panels,
-                         const GemmBlock& b) {
+                         const GemmBlock& b, int64_t) {
         for (int64_t k = 0; k < b.depth; ++k) {
             Float w[P * kVectors];
             MUSESPARK_UNROLL
@@ -32,8 +40,9 @@ struct Bfloat16Tile {
 
     template <int T, int P>
     static void multiply(Float (&sum)[T][P * kVectors], const void* const* rows, const std::byte* panels,
-                         const GemmBlock& b) {
+                         const GemmBlock& b, int64_t ahead) {
         for (int64_t k = 0; k < b.depth / 2; ++k) {
+            prefetch_step<P>(panels + k * kStepBytes, b.panel_bytes, ahead);
             Int w[P * kVectors];
             MUSESPARK_UNROLL
             for (int i = 0; i < P * kVectors; ++i) {
@@ -94,7 +103,7 @@ struct IntegerTile {
 
     template <int T, int P>
     static void multiply(Float (&sum)[T][P * kVectors], const void* const* rows, const std::byte* panels,
-                         const GemmBlock& b) {
+                         const GemmBlock& b, int64_t ahead) {
         const std::byte* scales = panels + b.depth / Step::kInputs * kStepBytes;
         const int64_t scales_bytes = kPanel * static_cast<int64_t>(b.wide_scales ? sizeof(float) : sizeof(uint16_t));
         int64_t row_groups_end = b.depth;  // where the next RowGroup of a row is
@@ -112,7 +121,9 @@ struct IntegerTile {
                 }
                 row_groups_end += sizeof(RowGroup);
                 for (int64_t k = start; k < start + b.row_group_size; k += Step::kInputs) {
-                    multiply_step<T, P>(dot, rows, panels + k / Step::kInputs * kStepBytes, k, b.panel_bytes);
+                    const std::byte* step = panels + k / Step::kInputs * kStepBytes;
+                    prefetch_step<P>(step, b.panel_bytes, ahead);
+                    multiply_step<T, P>(dot, rows, step, k, b.panel_bytes);
                 }
                 MUSESPARK_UNROLL
                 for (int i = 0; i < P * kVectors; ++i) {
@@ -179,7 +190,9 @@ void run_tile(const GemmBlock& b, int64_t row, int64_t panel) {
         MUSESPARK_UNROLL
         for (int i = 0; i < P * kVectors; ++i) sum[t][i] = b.accumulate ? Simd::load(start + i * kWidth) : Simd::zero();
     }
-    Tile::template multiply<T, P>(sum, b.rows + row, b.panels + panel * b.panel_bytes, b);
+    // The first rows bring the panels after these, for the others they are there.
+    const int64_t ahead = row == 0 ? P * b.panel_bytes : 0;
+    Tile::template multiply<T, P>(sum, b.rows + row, b.panels + panel * b.panel_bytes, b, ahead);
     MUSESPARK_UNROLL
     for (int t = 0; t < T; ++t) {
         float* end = whole ? out + t * b.out_stride : edge[t];
