@@ -29,6 +29,7 @@ from musespark.accounts.tables.releases import (
     release_invitations,
     releases,
 )
+from musespark.accounts.tables.usage import idempotency_keys, outbox, stripe_customers, usage_rollups
 
 __all__ = [
     "audit_events",
@@ -37,6 +38,7 @@ __all__ = [
     "credit_lots",
     "early_access",
     "holds",
+    "idempotency_keys",
     "invitations",
     "keys",
     "limit_buckets",
@@ -47,6 +49,7 @@ __all__ = [
     "oidc_identities",
     "oidc_sign_ins",
     "organisations",
+    "outbox",
     "people",
     "plan_versions",
     "price_versions",
@@ -59,8 +62,10 @@ __all__ = [
     "sessions",
     "sign_in_attempts",
     "spending",
+    "stripe_customers",
     "subscription_periods",
     "subscriptions",
     "transfers",
     "usage_records",
+    "usage_rollups",
 ]
