@@ -26,10 +26,12 @@
     │   ├── ProjectSpendLimitExceeded  429 project_spend_limit_exceeded
     │   └── KeySpendLimitExceeded      429 key_spend_limit_exceeded
     ├── Conflict                       409 conflict
+    │   ├── IdempotencyConflict        409 idempotency_conflict
     │   ├── LedgerConflict             409 ledger_conflict
     │   └── MoveNotAllowed             409 move_not_allowed
     ├── ModelShutdown                  410 model_shutdown           (details: shutdown_date, replacement)
     ├── TooManySignIns                 429 too_many_sign_ins        (carries retry_after_ms)
+    ├── IdempotencyStorageFull         429 idempotency_storage_full
     ├── Overloaded                     429 server_overloaded        (carries retry_after_ms)
     ├── RateLimitExceeded              429 rate_limit_exceeded      (carries retry_after_ms)
     │   └── ConcurrencyLimitExceeded   429 concurrency_limit_exceeded
@@ -269,6 +271,17 @@ class LedgerUnavailable(DatabaseUnavailable):
     """The ledger's database is away, and the organisation's plan does not let requests in meanwhile."""
 
     code = "ledger_unavailable"
+
+
+class IdempotencyConflict(Conflict):
+    """An Idempotency-Key that came before with another body."""
+
+    code = "idempotency_conflict"
+
+
+class IdempotencyStorageFull(MuseSparkError):
+    code = "idempotency_storage_full"
+    status = 429
 
 
 class ShuttingDown(MuseSparkError):
