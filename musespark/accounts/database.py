@@ -8,6 +8,7 @@ wrong with the folder, the file or the server is a StateError at the start, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,6 +161,13 @@ class Database:
         Raises DatabaseAway where the database can't be reached or written.
         """
         return self._transactions.run(work, durable=durable)
+
+    def sync(self) -> None:
+        """Wait until everything committed so far is on the disk. PostgreSQL has waited at each commit."""
+        if self.dialect == "sqlite":
+            for path in (f"{self.name}-wal", self.name):
+                with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+                    os.fsync(file.fileno())
 
     def close(self) -> None:
         self._transactions.close()
