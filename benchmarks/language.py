@@ -4,7 +4,7 @@
 
 Bits per byte of UTF-8 on the held-out documents of each domain: the model, an interpolated modified Kneser-Ney trigram
 trained on exactly the token stream that the model saw (the run's data plan is replayed), and gzip -9. Naming: one of
-eight names by the gain in log-probability over a blank picture, and freely, on held-out and on trained pictures.
+eight names by the gain in log-probability over a blank picture, on held-out and on trained pictures.
 Without --run the trigram is left out. The last line is JSON.
 """
 
@@ -19,19 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from musespark.chat.templates import ChatSettings
+from musespark.api.settings import Settings
 from musespark.chat.tokenizer import Tokenizer
-from musespark.evals.bits_per_byte import document_ids, score_texts
+from musespark.cli.evaluate import open_scorer
 from musespark.evals.kneser_ney import KneserNeyTrigram
-from musespark.evals.naming import NamingScore, Picture, count_named_freely, name_pictures
+from musespark.evals.model_under_test import Scorer
+from musespark.evals.naming import PictureNames
+from musespark.evals.statistics import estimate
+from musespark.evals.task import Source
+from musespark.evals.text_tasks import document_nats, document_tokens
 from musespark.model.checkpoint import BUNDLED
-from musespark.model.network import Network, load_network
-from musespark.training.pictures import name_answer
 from musespark.training.recipe import load_recipe
 from musespark.training.replay import documents_of, load_progress, seen_rows
-from musespark.training.shards import read_images, read_texts
+from musespark.training.shards import read_texts
 
 DOMAINS = ("stories", "textbooks", "qa", "docs", "books", "python")
 FAMILIES = ("emoji", "icons")
@@ -49,37 +50,24 @@ def main() -> None:
 
     started = time.monotonic()
     tokenizer = Tokenizer.from_file(arguments.checkpoint / "tokenizer.json")
-    network = load_network(arguments.checkpoint)
     trigram, num_seen = build_trigram(arguments, tokenizer) if arguments.run else (None, 0)
-    text = {domain: score_domain(domain, arguments, network, tokenizer, trigram) for domain in DOMAINS}
-    naming = {
-        f"{split} {family}": score_pictures(family, split, arguments, network, tokenizer)
-        for family in FAMILIES
-        for split in ("held-out", "trained")
-    }
+    with open_scorer(Settings(checkpoint=arguments.checkpoint)) as scorer:
+        text = {domain: score_domain(domain, arguments, scorer, trigram) for domain in DOMAINS}
+        naming = {
+            f"{name} {family}": score_pictures(family, split, arguments, scorer)
+            for family in FAMILIES
+            for name, split in (("held-out", "valid"), ("trained", "train"))
+        }
     print_tables(text, naming, num_seen)
-    print(
-        json.dumps(
-            {
-                "checkpoint": arguments.checkpoint.name,
-                "tokens_seen_by_both": num_seen,
-                "bits_per_byte": text,
-                "naming": {
-                    name: {
-                        "accuracy": s.accuracy,
-                        "standard_error": s.standard_error,
-                        "chance": s.chance,
-                        "n": s.num_pictures,
-                        "named_freely": freely,
-                    }
-                    for name, (s, freely) in naming.items()
-                },
-                "torch": torch.__version__,
-                "machine": platform.processor() or platform.machine(),
-                "seconds": round(time.monotonic() - started),
-            }
-        )
-    )
+    result = {
+        "checkpoint": arguments.checkpoint.name,
+        "tokens_seen_by_both": num_seen,
+        "bits_per_byte": text,
+        "naming": naming,
+        "machine": platform.processor() or platform.machine(),
+        "seconds": round(time.monotonic() - started),
+    }
+    print(json.dumps(result))
 
 
 def build_trigram(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[KneserNeyTrigram, int]:
@@ -101,8 +89,7 @@ def build_trigram(arguments: argparse.Namespace, tokenizer: Tokenizer) -> tuple[
 def score_domain(
     domain: str,
     arguments: argparse.Namespace,
-    network: Network,
-    tokenizer: Tokenizer,
+    scorer: Scorer,
     trigram: KneserNeyTrigram | None,
 ) -> dict[str, float]:
     """Bits per byte of the model, the trigram and gzip on the first held-out documents of a domain."""
@@ -114,40 +101,38 @@ def score_domain(
         size += len(piece.encode())
         if size >= arguments.bytes:
             break
-    score = score_texts(network, texts, tokenizer)
-    result = {"model": score.bits_per_byte, "gzip": 8 * len(gzip.compress("\n".join(texts).encode(), 9)) / size}
+    nats = {"model": sum(document_nats(scorer, text) for text in texts)}
     if trigram is not None:
-        nats = -sum(float(trigram.log_probs(document_ids(text, tokenizer)).sum()) for text in texts)
-        result["trigram"] = nats / np.log(2) / size
-    return {name: round(float(value), 4) for name, value in result.items()} | {"bytes": size}
+        documents = (np.array(document_tokens(text, scorer.tokenizer)) for text in texts)
+        nats["trigram"] = -sum(float(trigram.log_probs(document).sum()) for document in documents)
+    bits = {name: value / np.log(2) / size for name, value in nats.items()}
+    bits["gzip"] = 8 * len(gzip.compress("\n".join(texts).encode(), 9)) / size
+    return {name: round(float(value), 4) for name, value in bits.items()} | {"bytes": size}
 
 
-def score_pictures(
-    family: str, split: str, arguments: argparse.Namespace, network: Network, tokenizer: Tokenizer
-) -> tuple[NamingScore, int]:
-    """The choice of eight, and how many pictures are named exactly with nothing to choose from."""
-    path = arguments.data / "images" / (f"valid-{family}.tar" if split == "held-out" else f"{family}-000.tar")
-    pictures = [Picture(data, name_answer(family, row)) for _, data, row in read_images(path)]
-    chosen = np.random.default_rng(0).permutation(len(pictures))[: arguments.pictures]
-    settings = ChatSettings.from_file(arguments.checkpoint)
-    pictures = [pictures[i] for i in chosen]
-    score = name_pictures(network, pictures, tokenizer, settings)
-    return score, count_named_freely(network, pictures, tokenizer, settings)
+def score_pictures(family: str, split: str, arguments: argparse.Namespace, scorer: Scorer) -> dict[str, float]:
+    """The choice of eight names."""
+    task = PictureNames(family, Source(arguments.data, arguments.pictures), split=split)
+    found = estimate(list(task.run(scorer)))
+    return {
+        "accuracy": found.mean,
+        "standard_error": found.standard_error,
+        "chance": task.baselines().chance or 0.0,
+        "n": found.num_items,
+    }
 
 
-def print_tables(text: dict[str, dict[str, float]], naming: dict[str, tuple[NamingScore, int]], num_seen: int) -> None:
+def print_tables(text: dict[str, dict[str, float]], naming: dict[str, dict[str, float]], num_seen: int) -> None:
     if num_seen:
         print(f"model and trigram saw the same {num_seen:,} tokens")
     print(f"{'bits per byte':<14}{'model':>8}{'trigram':>9}{'gzip -9':>9}{'bytes':>10}")
     for domain, scores in text.items():
         trigram = f"{scores['trigram']:9.3f}" if "trigram" in scores else f"{'-':>9}"
         print(f"{domain:<14}{scores['model']:8.3f}{trigram}{scores['gzip']:9.3f}{scores['bytes']:10,.0f}")
-    print(f"{'naming, of 8':<18}{'right':>7}{'± s.e.':>8}{'chance':>8}{'pictures':>10}{'named freely':>14}")
-    for name, (score, freely) in naming.items():
-        print(
-            f"{name:<18}{score.accuracy:7.1%}{score.standard_error:8.1%}{score.chance:8.1%}"
-            f"{score.num_pictures:10,}{freely:14,}"
-        )
+    print(f"{'naming, of 8':<18}{'right':>7}{'± s.e.':>8}{'chance':>8}{'pictures':>10}")
+    for name, row in naming.items():
+        numbers = f"{row['accuracy']:7.1%}{row['standard_error']:8.1%}{row['chance']:8.1%}{row['n']:10,}"
+        print(f"{name:<18}{numbers}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from musespark.chat.checkpoint_template import CheckpointTemplate
 from musespark.chat.constraint import Constraint
 from musespark.chat.dialect import Dialect
 from musespark.chat.images import load_images, plan_grid
-from musespark.chat.messages import Image, Message, Tool
+from musespark.chat.messages import Image, Message, Text, Tool
 from musespark.chat.parser import ChatParser
 from musespark.chat.prompt import Prompt
 from musespark.chat.settings import ChatSettings, choose_effort
@@ -69,6 +69,10 @@ class AtemFormat:
         return self._template.render(
             messages, tools, lambda writer: templates.write_image(writer, next(images)), variables, today
         )
+
+    def reply(self, text: str) -> list[int]:
+        answer = Message("assistant", (Text(text),))
+        return templates.render_reply(answer, self._tokenizer, dialect=self._dialect)
 
     def parser(self, *, tools: Sequence[Tool] = ()) -> ChatParser:
         return ChatParser(self._tokenizer, tools=tools, dialect=self._dialect)

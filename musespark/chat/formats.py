@@ -51,6 +51,10 @@ class ChatFormat(Protocol):
         """The prompt for the assistant's next turn; `today` is the clock's if it is None. Raises InvalidRequest."""
         ...
 
+    def reply(self, text: str) -> list[int]:
+        """What a model would generate after such a prompt to say `text` and nothing else, its end included."""
+        ...
+
     def parser(self, *, tools: Sequence[Tool] = ()) -> StreamParser:
         """A reader for one answer to a prompt with these tools."""
         ...

@@ -139,6 +139,32 @@ def train(
     print(f"the checkpoint is {folder / 'checkpoint'}; serve it with: musespark serve {folder / 'checkpoint'}")
 
 
+@app.command("eval")
+def evaluate(
+    checkpoint: CheckpointArgument = None,
+    tasks: Annotated[str, typer.Option(help="Tasks and groups, comma-separated, or all.")] = "language",
+    data: Annotated[Path, typer.Option(envvar="MUSESPARK_DATA", help="Folder of the data pack.")] = Path(
+        "../shared/data"
+    ),
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; runs/eval/CHECKPOINT if left out.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Results of another run, compared item by item.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Items of a task, at the most.")] = None,
+    again: Annotated[bool, typer.Option(help="Run also what has a result in the folder.")] = False,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
+) -> None:
+    """Score a checkpoint on tasks, with standard errors and baselines; compare it with an earlier run."""
+    from musespark.api.settings import Settings
+    from musespark.cli.evaluate import run_eval
+    from musespark.evals.task import Source
+    from musespark.model.checkpoint import BUNDLED
+
+    settings = Settings.read(checkpoint=checkpoint, precision=precision, threads=threads)
+    folder = out or Path("runs/eval") / (settings.checkpoint or BUNDLED).name
+    run_eval(settings, tasks, Source(data, limit), folder, against=against, again=again, as_json=as_json)
+
+
 @app.command()
 def inspect(
     model: Annotated[

@@ -14,6 +14,7 @@ import numpy as np
 
 from musespark.chat.messages import Image, Message, Text
 from musespark.errors import DataError
+from musespark.evals.benchmarks import name_answer
 from musespark.training.conversations import Conversation
 from musespark.training.shards import read_images
 
@@ -90,7 +91,7 @@ def picture_turn(
         question, answer = row["question"], row["answer"] + "."
     else:
         question = ANY[0] if rng.random() < asked_plainly else str(rng.choice(NAME[family]))
-        answer = name_answer(family, row)
+        answer = name_answer(family, row["name"])
     return [Message("user", (Image(image), Text(question))), Message("assistant", (Text(answer),))]
 
 
@@ -99,20 +100,6 @@ def _checked(row: dict[str, Any], family: str, where: str) -> dict[str, Any]:
         if not isinstance(row.get(field), str) or not row[field].strip():
             raise DataError(f"{where}: `{field}` must be a string that is not empty")
     return row
-
-
-def name_answer(family: str, row: dict[str, Any]) -> str:
-    """The answer to "what is this?"."""
-    name = row["name"].strip()
-    if family == "emoji":
-        return f"Emoji: {name}."
-    if family == "icons":
-        return f"Icon: {name}."
-    if family == "flags":
-        return f"The flag of {name}."
-    if family == "clothing":
-        return f"A photo of {name}."
-    return f"{name}."
 
 
 def caption(row: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from musespark.errors import DataError
+from musespark.training.decontamination import decontaminator, sets_in
 from musespark.training.shards import read_texts
 
 Piece = tuple[str, bool, bool]  # text, whether it starts its document, whether it ends it
@@ -36,18 +37,31 @@ def digest(*parts: object) -> str:
 
 
 def prepare_text(
-    name: str, paths: Iterable[Path], tokenizer_path: Path, out: Path, *, max_tokens: int | None = None
+    name: str,
+    paths: Iterable[Path],
+    tokenizer_path: Path,
+    out: Path,
+    *,
+    max_tokens: int | None = None,
+    evaluation_sets: Path | None = None,
 ) -> Path:
-    """Write `out/NAME-DIGEST.npy` with the first `max_tokens` tokens of the given shards; return its path."""
+    """Write `out/NAME-DIGEST.npy` with the first `max_tokens` tokens of the given shards; return its path.
+
+    evaluation_sets: a folder of those that no document may share thirteen words with.
+    """
     paths = list(paths)
-    target = out / f"{name}-{digest(tokenizer_path.read_bytes(), max_tokens, *paths)}.npy"
+    checked = [] if evaluation_sets is None else ["without", *sets_in(evaluation_sets)]
+    target = out / f"{name}-{digest(tokenizer_path.read_bytes(), max_tokens, *paths, *checked)}.npy"
     if target.exists():
         return target
     tokenizer = load_tokenizer(tokenizer_path)
     begin, end = tokenizer.token_to_id("<|begin_of_text|>"), tokenizer.token_to_id("<|end_of_text|>")
     parts: list[np.ndarray] = []
     total = 0
-    for batch in _batches(_pieces(text for path in paths for text in read_texts(path))):
+    texts: Iterator[str] = (text for path in paths for text in read_texts(path))
+    if evaluation_sets is not None:
+        texts = decontaminator(evaluation_sets).clean(texts)
+    for batch in _batches(_pieces(texts)):
         encodings = tokenizer.encode_batch_fast([piece for piece, _, _ in batch], add_special_tokens=False)
         for (_, first, last), encoding in zip(batch, encodings, strict=True):
             ids = [begin] * first + encoding.ids + [end] * last

@@ -75,6 +75,7 @@ class Recipe:
     vision_lr_scale: float = 0.25  # a few dozen pictures a step: at the full rate the tower is shaken, not taught
     image_name_loss: float = 0.1  # weight of `name_loss` where the decoder learns too; it reaches the tower only
     seed: int = 1
+    evaluation_sets: str | None = None  # folder below the data: what shares 13 words with them is left out
     time_limit_s: float | None = None  # phases are cut so that the run ends in time
     save_every_s: float = 300.0
     precision: str = "bfloat16"

@@ -59,6 +59,9 @@ class Llama4Format:
             today,
         )
 
+    def reply(self, text: str) -> list[int]:
+        return [*self._tokenizer.encode(text), self._tokenizer.special("<|eot|>")]
+
     def parser(self, *, tools: Sequence[Tool] = ()) -> Llama4Parser:
         return Llama4Parser(self._tokenizer, tools=tools)
 

@@ -11,13 +11,16 @@ from musespark.evals.generated.charts import charts
 from musespark.evals.generated.drawn_text import digits, drawn_text, word
 from musespark.evals.generated.logic import logic
 from musespark.evals.generated.programs import program_samples
-from musespark.evals.generated.retrieval import retrieval
+from musespark.evals.generated.retrieval import needle, retrieval
 from musespark.evals.generated.sample import Generator, Rng, Sample
 from musespark.evals.generated.screens import screens
 from musespark.evals.generated.shapes import shapes
 from musespark.evals.generated.tool_calls import one_call, tool_calls
 
+LENGTHS = {"2k": 2_000, "8k": 7_900, "32k": 32_000}  # tokens; with the question and the format around it, 8k is 8,192
+
 ONE_BY_ONE: dict[str, Generator] = {
+    "arithmetic_easy": partial(arithmetic, level=1),
     "arithmetic": arithmetic,
     "logic": logic,
     "tool_calls": tool_calls,
@@ -28,10 +31,11 @@ ONE_BY_ONE: dict[str, Generator] = {
     "shapes": shapes,
     "charts": charts,
     "screens": screens,
-    "retrieval_2k": partial(retrieval, characters=2_000),  # characters; about a quarter as many tokens
-    "retrieval_8k": partial(retrieval, characters=8_000),
-    "retrieval_32k": partial(retrieval, characters=32_000),
-    "retrieval_128k": partial(retrieval, characters=128_000),
+    **{
+        f"{kind}_{size}": partial(make, tokens=tokens)
+        for kind, make in (("needle", needle), ("retrieval", retrieval))
+        for size, tokens in LENGTHS.items()
+    },
 }
 IN_BATCHES: dict[str, Callable[[Rng, int], Iterator[Sample]]] = {"programs": program_samples}
 

@@ -200,5 +200,5 @@ def test_training_and_scoring_never_share_a_stream() -> None:
 def test_samples_come_by_name_and_an_unknown_name_is_told() -> None:
     assert len(list(samples("logic", training_rng(0), 3))) == 3
     assert len(list(samples("programs", training_rng(0), 3))) == 3
-    with pytest.raises(DataError, match="there is no generator 'poetry'; there are arithmetic, charts"):
+    with pytest.raises(DataError, match="there is no generator 'poetry'; there are arithmetic, arithmetic_easy"):
         list(samples("poetry", training_rng(0), 1))
