@@ -12,6 +12,7 @@ from musespark.engine.torch_runner import TorchRunner
 from musespark.engine.torch_runner.weights import random_network
 from musespark.model.config import ModelConfig, ModelType
 from musespark.model.presets import preset
+from tests.engine.batches import Stream, batch_of, pages_for, reference_logits
 from tests.engine.torch_runners import (
     ALIGNED,
     FAMILIES,
@@ -20,7 +21,6 @@ from tests.engine.torch_runners import (
     torch_runner,
 )
 from tests.model.network.families import clear_ids
-from tests.native.runners import Stream, batch_of, pages_for, reference_logits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
