@@ -23,6 +23,8 @@ from musespark.accounts.database import Database
 from musespark.accounts.keys import Key, NewKey
 from musespark.accounts.releases import Releases
 from musespark.accounts.secret import Pepper, create_pepper, read_pepper
+from musespark.accounts.sessions import Sessions
+from musespark.accounts.sign_in import SignIn
 from musespark.accounts.verify import Identity, KeyVerifier
 from musespark.errors import StateError
 
@@ -32,6 +34,8 @@ class Accounts:
         self.database = database
         self.pepper = pepper
         self.releases = Releases(database)
+        self.sessions = Sessions(database, pepper)
+        self.sign_in = SignIn(database, pepper, self.sessions)
         self._verifier = KeyVerifier(database, pepper)
 
     @classmethod

@@ -67,7 +67,7 @@ def list_organisations(database: Database) -> list[Organisation]:
 
 def get_organisation(database: Database, organisation_id: str) -> Organisation:
     with database.read() as connection:
-        return _organisation(connection, organisation_id)
+        return find_organisation(connection, organisation_id)
 
 
 def update_organisation(
@@ -78,7 +78,7 @@ def update_organisation(
     if name is not None:
         changes["name"] = checked_name(name, "an organisation's")
     with database.write() as connection:
-        before = _organisation(connection, organisation_id)
+        before = find_organisation(connection, organisation_id)
         if suspended is not None and suspended != (before.suspended_at is not None):
             changes["suspended_at"] = int(time.time()) if suspended else None
         if changes:
@@ -87,13 +87,13 @@ def update_organisation(
             audit.record(
                 connection, actor, "organisation.update", organisation_id, organisation_id=organisation_id, **changes
             )
-        return _organisation(connection, organisation_id)
+        return find_organisation(connection, organisation_id)
 
 
 def create_project(database: Database, actor: Actor, organisation_id: str, name: str) -> Project:
     name = checked_name(name, "a project's")
     with database.write() as connection:
-        _organisation(connection, organisation_id)
+        find_organisation(connection, organisation_id)
         project = insert_project(connection, organisation_id, name)
         audit.record(connection, actor, "project.create", project.id, organisation_id=organisation_id, name=name)
     return project
@@ -151,19 +151,20 @@ def project_by_id(connection: sa.Connection, project_id: str) -> Project:
 
 
 def is_internal(connection: sa.Connection, organisation_id: str) -> bool:
-    return _organisation(connection, organisation_id).internal
+    return find_organisation(connection, organisation_id).internal
 
 
 def default_project(connection: sa.Connection, organisation_id: str | None = None) -> Project:
-    """The oldest project of the organisation, by default of the oldest one; the first call makes the organisation."""
+    """The oldest project of the organisation, by default of the operator's own; the first call makes that one."""
     organisations, projects = tables.organisations.c, tables.projects.c
     if organisation_id is None:
-        query = sa.select(organisations.id).order_by(organisations.created_at, organisations.id).limit(1)
+        query = sa.select(organisations.id).where(organisations.internal.is_(True))
+        query = query.order_by(organisations.created_at, organisations.id).limit(1)
         organisation_id = connection.scalar(query)
         if organisation_id is None:
             organisation_id = insert_organisation(connection, "default", internal=True).id
     else:
-        _organisation(connection, organisation_id)
+        find_organisation(connection, organisation_id)
     query_project = (
         sa.select(tables.projects)
         .where(projects.organisation_id == organisation_id)
@@ -194,7 +195,7 @@ def insert_project(connection: sa.Connection, organisation_id: str, name: str) -
     return project
 
 
-def _organisation(connection: sa.Connection, organisation_id: str) -> Organisation:
+def find_organisation(connection: sa.Connection, organisation_id: str) -> Organisation:
     query = sa.select(tables.organisations).where(tables.organisations.c.id == organisation_id)
     row = connection.execute(query).one_or_none()
     if row is None:

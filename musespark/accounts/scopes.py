@@ -22,23 +22,23 @@ _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 _READING = frozenset({"models.read", "usage.read", "requests.read", "early_access.read", "api.read", "limits.read"})
 STANDARD = _READING | {"chat.write", "early_access.write"}
-_VIEWER = _READING | {"organisation.read", "projects.read"}
+_VIEWER = _READING | {"organisation.read", "projects.read", "session.read"}
 _DEVELOPER = _VIEWER | {"early_access.write", "keys.read", "keys.write", "service_accounts.read"}
 _BILLING = _VIEWER | {"billing.read", "billing.write"}
 _ADMIN = (
     _DEVELOPER
     | {"organisation.write", "projects.write", "people.read", "people.write", "service_accounts.write"}
-    | {"limits.write", "audit.read", "billing.read"}
+    | {"limits.write", "audit.read"}
+    | _BILLING
 )
 OPERATOR = (
     STANDARD
     | _ADMIN
-    | _BILLING
     | {"owners.write", "organisations.read", "organisations.write", "releases.read", "releases.write"}
     | {"server_audit.read", "server.read", "prices.read", "prices.write"}
 )
 ROLE_PERMISSIONS: dict[Role, frozenset[str]] = {
-    "owner": _ADMIN | _BILLING | {"owners.write"},
+    "owner": _ADMIN | {"owners.write"},
     "admin": _ADMIN,
     "developer": _DEVELOPER,
     "billing": _BILLING,

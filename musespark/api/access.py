@@ -32,6 +32,9 @@ RULES = tuple(
     GET     /v1/models/{model_id}                                       models.read
     GET     /v1/usage                                                   usage.read
     GET     /v1/requests/{request_id}                                   requests.read
+    GET     /v1/auth/session                                            session.read
+    POST    /v1/auth/session                                            session.read
+    POST    /v1/auth/sign-out                                           session.read
     GET     /openapi.json                                               api.read
     GET     /metrics                                                    server.read
     """.strip().splitlines()
@@ -40,6 +43,10 @@ RULES = tuple(
     for method, path in (
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("POST", "/v1/auth/sign-in"),
+        ("POST", "/v1/auth/invitation"),
+        ("GET", "/v1/auth/oidc/start"),
+        ("GET", "/v1/auth/oidc/callback"),
     )
 )
 PUBLIC = frozenset(rule.path for rule in RULES if rule.permission is None)

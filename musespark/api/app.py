@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.limits_shared import SharedLimitStore
+from musespark.accounts.oidc import Oidc, OidcSettings
 from musespark.api.body import BodyReader
 from musespark.api.cors import Cors
 from musespark.api.deps import Services
@@ -19,7 +20,7 @@ from musespark.api.gate import PUBLIC, Gate
 from musespark.api.metering import Metering
 from musespark.api.metrics import Metrics
 from musespark.api.openapi import ERROR_RESPONSES
-from musespark.api.routes import chat, models, operations
+from musespark.api.routes import auth, chat, models, operations
 from musespark.api.settings import LOOPBACK_NAMES, Settings
 from musespark.providers.base import Provider
 
@@ -28,10 +29,12 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
     """`provider` None: the model is still being loaded; set `app.state.services.provider` when it is there."""
     services = Services(
         provider=provider,
+        accounts=accounts,
         settings=settings,
         bodies=BodyReader(settings.max_body_bytes, settings.body_timeout_s),
         metrics=Metrics(lambda: services.provider.metrics() if services.provider else {}),
         metering=Metering(accounts, SharedLimitStore(accounts.database) if settings.shares_limits else None),
+        oidc=_oidc(accounts, settings),
     )
     app = FastAPI(title="Muse Spark", openapi_url=None, redirect_slashes=False)
     app.state.services = services
@@ -46,9 +49,21 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
     )
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    for module in (chat, models, operations):
+    for module in (chat, models, operations, auth):
         app.include_router(module.router, responses=ERROR_RESPONSES)
     return app
+
+
+def _oidc(accounts: Accounts, settings: Settings) -> Oidc | None:
+    if settings.oidc_issuer is None or settings.oidc_client_id is None or settings.oidc_client_secret is None:
+        return None  # the settings have seen to it that there are all or none
+    provider = OidcSettings(
+        issuer=settings.oidc_issuer,
+        client_id=settings.oidc_client_id,
+        client_secret=settings.oidc_client_secret.get_secret_value(),
+        redirect_uri=f"{settings.public_url}/v1/auth/oidc/callback",
+    )
+    return Oidc(provider, accounts.database, accounts.pepper, accounts.sessions)
 
 
 def _leave_to_gate(_request: Request, error: Exception) -> Response:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from musespark.accounts.accounts import Accounts
+from musespark.accounts.oidc import Oidc
 from musespark.api.body import BodyReader
 from musespark.api.metering import Metering
 from musespark.api.metrics import Metrics
@@ -25,10 +27,12 @@ class Services:
     """
 
     provider: Provider | None
+    accounts: Accounts
     settings: Settings
     bodies: BodyReader
     metrics: Metrics
     metering: Metering
+    oidc: Oidc | None
     large_bodies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LARGE_AT_ONCE))
 
 

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.verify import Identity
 from musespark.api.access import PUBLIC, authorise, find_rule
+from musespark.api.cookies import session_cookie
 from musespark.api.errors import error_response
 from musespark.api.logs import describe
 from musespark.api.memory import forget_frames
@@ -37,6 +38,7 @@ from musespark.errors import (
 )
 
 PROBES = frozenset({"/healthz", "/readyz"})
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # what a link on another page can do to a signed-in person
 RETRY_AFTER_MS = 1000
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
 
@@ -101,16 +103,21 @@ class Gate:
         if self._allowed_hosts is not None:
             check_origin(headers, self._allowed_hosts, self._cors_origins)
         if scope["path"] not in self._public:
-            identity = await self._authenticate(headers)
+            identity = await self._authenticate(scope["method"], headers)
             scope["state"]["identity"] = identity
             visit.log["key_id"] = identity.key_id
             scope["route"] = find_rule(scope["method"], scope["path"])  # for the log; the router overwrites it
             authorise(identity, scope["route"])
         await self._app(scope, receive, visit.send)
 
-    async def _authenticate(self, headers: Headers) -> Identity:
+    async def _authenticate(self, method: str, headers: Headers) -> Identity:
         values = headers.getlist("authorization")
         if not values:
+            cookie = session_cookie(headers)
+            if cookie is not None:
+                if method not in SAFE_METHODS:
+                    self._accounts.sessions.check_csrf(cookie, headers.get("x-csrf-token"))
+                return await asyncio.to_thread(self._accounts.sessions.verify, cookie)
             raise InvalidApiKey("no API key was given; send the header `Authorization: Bearer sk-muse-…`")
         scheme, _, secret = values[0].partition(" ")
         if len(values) > 1 or scheme.lower() != "bearer":

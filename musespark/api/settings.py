@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -27,6 +27,8 @@ ORIGIN = rf"https?://(?:{HOST_NAME})(?::\d{{1,5}})?"
 # describes a service called musespark so.
 NO_SETTINGS = r"DATA|API_KEY|BASE_URL|SERVICE_\w+|PORT_\w+"
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})  # as Host headers have them
+# Plain http only to this machine: what it says decides who is let in.
+OIDC_ISSUER = rf"^(?:https://(?:{HOST_NAME})|http://(?:localhost|127\.0\.0\.1|\[::1\]))(?::\d{{1,5}})?(?:/[!-~]*)?$"
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -78,12 +80,32 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose web pages may call the API, separated by commas"
     )
+    public_url: str | None = Field(
+        None, pattern=rf"^{ORIGIN}$", description="where browsers reach this server, as https://muse.example"
+    )
+    oidc_issuer: str | None = Field(
+        None, pattern=OIDC_ISSUER, description="OpenID Connect provider that people sign in with"
+    )
+    oidc_client_id: str | None = Field(None, min_length=1, description="our name at that provider")
+    oidc_client_secret: SecretStr | None = Field(None, min_length=1, description="our secret at that provider")
     open_metrics: bool = Field(False, description="serve /metrics without a key")
 
     @property
     def shares_limits(self) -> bool:
         """Whether limits are counted in the database, because other server processes use it too."""
         return self.limits == "shared" or (self.limits is None and self.database_url is not None)
+
+    @model_validator(mode="after")
+    def _whole_oidc(self) -> Settings:
+        """Half a configuration would fail at the first sign-in, long after its author has left."""
+        given = {name: getattr(self, f"oidc_{name}") is not None for name in ("issuer", "client_id", "client_secret")}
+        if any(given.values()):
+            missing = [f"MUSESPARK_OIDC_{name.upper()}" for name, present in given.items() if not present]
+            missing += ["MUSESPARK_PUBLIC_URL"] if self.public_url is None else []
+            if missing:
+                message = f"signing in by OpenID Connect also needs {', '.join(missing)}"
+                raise PydanticCustomError("oidc", "{message}", {"message": message})
+        return self
 
     @property
     def on_loopback(self) -> bool:

@@ -7,15 +7,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
-from musespark.accounts import verify
+from musespark.accounts import organisations, scopes, service_accounts, verify
 from musespark.accounts.accounts import Accounts
+from musespark.accounts.actor import machine
 from musespark.accounts.database import Database
 from musespark.accounts.secret import create_pepper, new_secret
 from musespark.accounts.verify import KeyVerifier
-from musespark.errors import InvalidApiKey, InvalidRequest, NotFound, StateError
+from musespark.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    InsufficientScope,
+    InvalidApiKey,
+    InvalidRequest,
+    NotFound,
+    RevokedApiKey,
+    StateError,
+)
 
 
 def test_the_first_start_makes_one_key_and_later_starts_make_none(state_dir: Path) -> None:
@@ -215,3 +227,179 @@ def test_the_secret_is_nowhere_in_the_state_folder(state_dir: Path) -> None:
         files = [file.read_bytes() for file in state_dir.iterdir()]
     files += [file.read_bytes() for file in state_dir.iterdir()]
     assert not any(secret[12:].encode() in content for content in files)
+
+
+# Scopes, rotation, and what ends with its owner.
+
+
+def test_each_way_to_be_wrong_has_its_own_code(accounts: Accounts, state_dir: Path) -> None:
+    revoked, rotated = accounts.create_key("a"), accounts.create_key("b")
+    accounts.revoke_key(revoked.key.id)
+    accounts.rotate_key(rotated.key.id, overlap_s=0)
+    codes = {}
+    for what, secret in {
+        "forged": new_secret(),
+        "truncated": rotated.secret[:-1],
+        "mistyped": rotated.secret[:20] + ("a" if rotated.secret[20] != "a" else "b") + rotated.secret[21:],
+        "revoked": revoked.secret,
+        "expired": rotated.secret,
+    }.items():
+        with pytest.raises(InvalidApiKey) as caught:
+            accounts.verify(secret)
+        codes[what] = caught.value.code
+    assert codes == {
+        "forged": "invalid_api_key",
+        "truncated": "malformed_api_key",
+        "mistyped": "malformed_api_key",
+        "revoked": "revoked_api_key",
+        "expired": "expired_api_key",
+    }
+
+
+def test_a_rotated_key_works_beside_the_new_one_until_its_overlap_is_over(accounts: Accounts) -> None:
+    old = accounts.create_key("laptop", access="read_only", models=["nano"], routes=["models", "usage"])
+    new = accounts.rotate_key(old.key.id, overlap_s=3600)
+    before, after = accounts.verify(old.secret), accounts.verify(new.secret)
+    assert (before.permissions, before.models) == (after.permissions, after.models)
+    assert new.key.replaces == old.key.id
+    [first, _] = accounts.list_keys()
+    assert first.expires_at is not None
+    assert abs(first.expires_at - time.time() - 3600) < 60
+    accounts.revoke_key(old.key.id)
+    assert accounts.verify(new.secret).key_id == new.key.id
+
+
+@pytest.mark.parametrize("overlap_s", [-1, 90 * 86_400 + 1])
+def test_an_overlap_out_of_range_is_refused(accounts: Accounts, overlap_s: int) -> None:
+    key_id = accounts.create_key("laptop").key.id
+    with pytest.raises(InvalidRequest, match="from 0 to 7,776,000"):
+        accounts.rotate_key(key_id, overlap_s=overlap_s)
+
+
+def test_a_key_that_has_ended_is_not_rotated(accounts: Accounts) -> None:
+    key_id = accounts.create_key("laptop").key.id
+    accounts.revoke_key(key_id)
+    with pytest.raises(Conflict, match="has ended already"):
+        accounts.rotate_key(key_id, overlap_s=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"access": "root"}, "access"),
+        ({"models": []}, "models"),
+        ({"models": ["a b"]}, "models"),
+        ({"models": [f"m{i}" for i in range(101)]}, "models"),
+        ({"routes": []}, "routes"),
+        ({"routes": ["everything"]}, "routes"),
+    ],
+)
+def test_an_unusable_scope_is_refused(accounts: Accounts, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        accounts.create_key("laptop", **options)
+    assert caught.value.param == field
+
+
+def test_scopes_only_take_away(accounts: Accounts) -> None:
+    everything = accounts.verify(accounts.create_key("all").secret).permissions
+    for options in ({"access": "read_only"}, {"routes": ["chat"]}, {"access": "read_only", "routes": ["chat"]}):
+        assert accounts.verify(accounts.create_key("less", **options).secret).permissions < everything
+
+
+@pytest.mark.parametrize("held", [*scopes.ROLE_PERMISSIONS.values(), scopes.ACCESS_PERMISSIONS["admin"]])
+@pytest.mark.parametrize("access", scopes.ACCESSES)
+def test_nobody_makes_a_key_that_can_do_more_than_they_can(
+    accounts: Accounts, held: frozenset[str], access: scopes.Access
+) -> None:
+    extra = scopes.ACCESS_PERMISSIONS[access] - held - scopes.STANDARD  # what every ordinary key has, anybody may give
+    if extra:
+        with pytest.raises(InsufficientScope, match="more than you have yourself"):
+            accounts.create_key("more", access=access, held=held)
+    else:
+        accounts.create_key("enough", access=access, held=held)
+
+
+def test_an_operators_key_belongs_to_the_operators_own_organisation(accounts: Accounts) -> None:
+    customer = organisations.create_organisation(accounts.database, machine(), "Customer").id
+    with pytest.raises(InvalidRequest, match="internal organisation"):
+        accounts.create_key("root", access="operator", organisation_id=customer)
+    assert accounts.verify(accounts.create_key("root", access="operator").secret).operates
+
+
+def test_a_customer_that_came_first_does_not_get_the_operators_first_key(accounts: Accounts) -> None:
+    customer = organisations.create_organisation(accounts.database, machine(), "Customer").id
+    new = accounts.create_first_key()
+    assert new is not None
+    assert accounts.verify(new.secret).organisation_id != customer
+    assert accounts.verify(new.secret).internal
+
+
+def test_keys_of_another_organisation_do_not_exist(accounts: Accounts) -> None:
+    mine, theirs = (organisations.create_organisation(accounts.database, machine(), name).id for name in "ab")
+    key = accounts.create_key("theirs", organisation_id=theirs).key
+    assert accounts.list_keys(organisation_id=mine) == []
+    with pytest.raises(NotFound):
+        accounts.revoke_key(key.id, organisation_id=mine)
+    with pytest.raises(NotFound):
+        accounts.rotate_key(key.id, overlap_s=0, organisation_id=mine)
+    with pytest.raises(NotFound):
+        accounts.create_key("foreign", organisation_id=mine, project_id=key.project_id)
+
+
+def test_keys_end_with_their_service_account_project_and_organisation(accounts: Accounts) -> None:
+    database = accounts.database
+    mine = organisations.create_organisation(database, machine(), "Mine").id
+    project = organisations.create_project(database, machine(), mine, "bots").id
+    account = service_accounts.create_service_account(database, machine(), mine, project, "crawler").id
+    secret = accounts.create_key("crawler", organisation_id=mine, service_account_id=account).secret
+    assert accounts.verify(secret).project_id == project
+
+    def works() -> bool:
+        accounts.forget_keys()
+        try:
+            accounts.verify(secret)
+        except RevokedApiKey:
+            return False
+        return True
+
+    for archived in (True, False):
+        organisations.update_project(database, machine(), mine, project, archived=archived)
+        assert works() is not archived
+    for suspended in (True, False):
+        organisations.update_organisation(database, machine(), mine, suspended=suspended)
+        assert works() is not suspended
+    service_accounts.disable_service_account(database, machine(), mine, account)
+    assert not works()
+    with pytest.raises(Conflict, match="is disabled"):
+        accounts.create_key("again", organisation_id=mine, service_account_id=account)
+
+
+def test_a_known_key_works_for_a_while_without_the_database(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Accounts.open(state_dir) as accounts:
+        known, unknown = accounts.create_key("known").secret, accounts.create_key("unknown").secret
+    monkeypatch.setattr(verify, "CACHE_S", 0.0)
+    database = Database.open(state_dir)
+    verifier = KeyVerifier(database, create_pepper(state_dir / "pepper"))
+    verifier.verify(known)
+
+    def away() -> None:
+        raise sa.exc.OperationalError("SELECT", {}, OSError("connection refused"))
+
+    monkeypatch.setattr(database, "read", away)
+    assert verifier.verify(known).key_id.startswith("key_")
+    with pytest.raises(DatabaseUnavailable) as caught:
+        verifier.verify(unknown)
+    assert caught.value.status == 503
+    monkeypatch.setattr(verify, "OUTAGE_S", 0.0)
+    with pytest.raises(DatabaseUnavailable):
+        verifier.verify(known)
+    database.close()
+
+
+@pytest.mark.parametrize("text", ["'; DROP TABLE keys; --", '" OR ""="', "%", "a\\'b", "Robert'); DELETE FROM keys"])
+def test_sql_in_a_name_is_a_name(accounts: Accounts, text: str) -> None:
+    accounts.create_key(text)
+    assert [key.name for key in accounts.list_keys()] == [text]
+    with pytest.raises(NotFound):
+        accounts.revoke_key(text)
+    assert accounts.list_keys(organisation_id=text) == []
