@@ -8,15 +8,17 @@ Order: suppressed tokens are removed, and those that a grammar forbids; then pen
 Reported logprobs are those of the model: before grammar, penalties, bias, temperature and filters, over all tokens
 except the suppressed ones, which do not exist for a client.
 
-Nothing here looks at two rows at once except the argmax, so a token never depends on its neighbours in the batch. The
-arithmetic is float64. tests/engine/reference_sampler.py says the same in the obvious slow way.
+Nothing here looks at two rows at once except the argmax, so a token never depends on its neighbours in the batch.
+Weights are float32 unless penalties or a bias change the logits, sums are float64. The whole vocabulary is looked at
+for the largest, for the weights and their sum, and once to find the few that matter.
+tests/engine/reference_sampler.py says the same in the obvious slow way.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +31,13 @@ from musespark.errors import EngineFailed, MuseSparkError
 log = logging.getLogger(__name__)
 
 Float64 = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32] | Float64
 Ids = npt.NDArray[np.intp]
 
-FEW = 256  # sorting these costs about as much as one more look at a vocabulary of 16,384
+FLOORS = (2.0**-7, 2.0**-13, 2.0**-22)  # of the largest weight
+BLOCK = 256  # entries that are added up one by one
+LEAST_TEMPERATURE = 1e-30  # differences of float32 divided by less are infinite anyway, or not numbers
+FEW = 1024  # sorting these costs about as much as two more looks at a vocabulary of 16,384
 MAX_NARROWINGS = 16  # many equal weights can't be told apart; then they are sorted
 
 
@@ -125,7 +131,7 @@ def sample_row(logits: Float32, greedy: int, state: SamplingState) -> SampledTok
             raise ArithmeticError("the grammar allows none of the tokens that can be sampled")
     if params.temperature == 0.0 and not params.changes_logits:
         return with_logprobs(greedy, logits, params.logprobs)
-    return with_logprobs(choose(possible.astype(np.float64), state), logits, params.logprobs)
+    return with_logprobs(choose(possible, state), logits, params.logprobs)
 
 
 def masked(logits: Float32, allowed: npt.NDArray[np.bool_]) -> Float32:
@@ -135,29 +141,33 @@ def masked(logits: Float32, allowed: npt.NDArray[np.bool_]) -> Float32:
     return possible
 
 
-def choose(logits: Float64, state: SamplingState) -> int:
-    """One token from `logits` (V,), which is changed. Raises ArithmeticError if that makes them no numbers."""
+def choose(logits: Floats, state: SamplingState) -> int:
+    """One token from `logits` (V,), which stays as it is. Raises ArithmeticError if penalties make them no numbers."""
     params = state.params
-    if state.history is not None:
-        penalise(logits, params, state.history.counts, state.history.seen)
-    if params.logit_bias:
-        logits[list(params.logit_bias)] += list(params.logit_bias.values())
-    if not np.isfinite(logits.max()):  # one NaN makes the largest NaN; those of -inf are suppressed
+    if params.changes_logits:
+        logits = logits.astype(np.float64)
+        if state.history is not None:
+            penalise(logits, params, state.history.counts, state.history.seen)
+        if params.logit_bias:
+            logits[list(params.logit_bias)] += list(params.logit_bias.values())
+    peak = logits.max()
+    if not np.isfinite(peak):  # one NaN makes the largest NaN; those of -inf are suppressed
         raise ArithmeticError("penalties and biases have made logits that are not numbers")
     if params.temperature == 0.0:
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature sends all but the best to -inf, as it should
-        weights = np.exp((logits - logits.max()) / params.temperature)  # 1.0 for the most likely
+        weights = np.exp((logits - peak) / max(params.temperature, LEAST_TEMPERATURE))  # 1.0 for the most likely
     uniform = state.generator.random()
-    kept = filtered(weights, params)
+    kept = filtered(weights, logits, params)
     return pick(weights, uniform) if kept is None else int(kept[pick(weights[kept], uniform)])
 
 
-def filtered(weights: Float64, params: SamplingParams) -> Ids | None:
+def filtered(weights: Floats, logits: Floats, params: SamplingParams) -> Ids | None:
     """The ids, ascending, that `top_k`, `top_p` and `min_p` leave; None if all three are off."""
     kept: Ids | None = None
     if 0 < params.top_k < len(weights):
-        kept = largest(weights, params.top_k)
+        likely = likeliest(weights, lambda ids: len(ids) >= params.top_k)
+        kept = likely[largest(logits[likely], params.top_k)]
     if params.top_p < 1.0:
         kept = nucleus(weights, params.top_p) if kept is None else kept[nucleus(weights[kept], params.top_p)]
     if params.min_p > 0.0:
@@ -165,11 +175,33 @@ def filtered(weights: Float64, params: SamplingParams) -> Ids | None:
     return None if kept is None else np.sort(kept)
 
 
-def pick(weights: Float64, uniform: float) -> int:
+def likeliest(weights: Floats, are_enough: Callable[[Ids], bool]) -> Ids:
+    """Ids, ascending, of all weights above a floor that leaves enough of them: mostly a few hundred."""
+    peak = weights.max()
+    for floor in FLOORS:
+        ids = np.flatnonzero(weights >= floor * peak)
+        if are_enough(ids):
+            return ids
+    return np.arange(len(weights))
+
+
+def pick(weights: Floats, uniform: float) -> int:
     """The index at which a `uniform` in [0, 1) falls when each has its share of the sum; never one of weight 0."""
-    cumulative = np.cumsum(weights)
-    at = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])  # the product may round up to the sum
+    if len(weights) <= BLOCK:
+        cumulative = np.cumsum(weights, dtype=np.float64)
+        return _fall(cumulative, uniform * cumulative[-1], weights)
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64)
+    cumulative = np.cumsum(sums)
+    target = uniform * cumulative[-1]
+    block = _fall(cumulative, target, sums)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK]
+    before = cumulative[block - 1] if block else 0.0
+    return block * BLOCK + _fall(np.cumsum(inside, dtype=np.float64), target - before, inside)
+
+
+def _fall(cumulative: Float64, target: float, weights: Floats) -> int:
+    at = int(np.searchsorted(cumulative, target, side="right"))
+    return at if at < len(weights) else int(np.flatnonzero(weights)[-1])  # the target may round up to the sum
 
 
 def penalise(
@@ -195,31 +227,40 @@ def largest(values: npt.NDArray[np.floating], count: int) -> Ids:
     return candidates[np.argsort(-values[candidates], kind="stable")][:count]
 
 
-def nucleus(weights: Float64, top_p: float, few: int = FEW) -> Ids:
-    """Indices of the fewest, most likely entries whose share of the sum reaches `top_p`; at least one. In any order.
+def nucleus(weights: Floats, top_p: float, few: int = FEW) -> Ids:
+    """Indices of the fewest, most likely entries whose share of the sum reaches `top_p`; at least one. In any order."""
+    target = top_p * float(weights.sum(dtype=np.float64))
+    near = likeliest(weights, lambda ids: weights[ids].sum(dtype=np.float64) >= target)
+    certain: Ids = near[:0]
+    if len(near) > few:
+        inside, border = near_border(weights[near].astype(np.float64), target, few)
+        certain, near = near[inside], near[border]
+    order = near[np.argsort(-weights[near], kind="stable")]
+    reached = np.cumsum(weights[order], dtype=np.float64)
+    rest = target - weights[certain].sum(dtype=np.float64)
+    return np.concatenate([certain, order[: np.searchsorted(reached, rest, side="left") + 1]])
 
-    Sorting a whole vocabulary takes milliseconds. So a weight is sought first, by comparing and adding only, such that
-    `few` entries near it are left to sort: the entries from `enough` up reach the share, those from `too_few` up don't.
+
+def near_border(weights: Float64, target: float, few: int) -> tuple[Ids, Ids]:
+    """The entries that are among the fewest whose sum reaches `target` in any case, and `few` that may be the last.
+
+    Sorting a whole vocabulary takes milliseconds. So a weight is sought by comparing and adding only: the entries from
+    `enough` up reach the target, those from `too_few` up don't.
     """
 
     def sum_from(weight: float) -> float:
         return float(np.where(weights >= weight, weights, 0.0).sum())
 
-    target = top_p * sum_from(0.0)
     too_few = float(np.nextafter(weights.max(), np.inf))
     enough = too_few / 8
-    while sum_from(enough) < target:
+    while enough and sum_from(enough) < target:
         too_few, enough = enough, enough / 8
     for _ in range(MAX_NARROWINGS):
         if np.count_nonzero((weights >= enough) & (weights < too_few)) <= few:
             break
         middle = (enough + too_few) / 2
         too_few, enough = (middle, enough) if sum_from(middle) < target else (too_few, middle)
-    certain = np.flatnonzero(weights >= too_few)
-    near = np.flatnonzero((weights >= enough) & (weights < too_few))
-    order = near[np.argsort(-weights[near], kind="stable")]
-    count = np.searchsorted(np.cumsum(weights[order]), target - weights[certain].sum(), side="left") + 1
-    return np.concatenate([certain, order[:count]])
+    return np.flatnonzero(weights >= too_few), np.flatnonzero((weights >= enough) & (weights < too_few))
 
 
 def with_logprobs(token: int, logits: Float32, num_top: int | None) -> SampledToken:
