@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +18,8 @@ from musespark.api.settings import Settings
 from musespark.chat.formats import open_format, open_tokenizer
 from musespark.engine.native import NativeRunner
 from musespark.engine.runner import PAGE_SIZE
+from musespark.errors import SetupError
 from musespark.evals.results import Result, compare, read_result, read_results, result_path, table_row, write_result
-from musespark.evals.suite import TASKS, task_names
 from musespark.evals.task import Outcome, Source, Task
 from musespark.model.checkpoint import BUNDLED, open_checkpoint
 from musespark.providers.local_scorer import LocalScorer
@@ -31,6 +32,10 @@ def run_eval(
     settings: Settings, tasks: str, source: Source, out: Path, *, against: Path | None, again: bool, as_json: bool
 ) -> None:
     """Run the tasks that have no result in `out` yet (all of them with `again`) and print the table of all."""
+    if find_spec("zstandard") is None:
+        raise SetupError("reading evaluation sets needs zstandard: pip install -e '.[evals]'")
+    from musespark.evals.suite import TASKS, task_names
+
     names = task_names(tasks)
     earlier = read_results(against) if against else {}
     missing = [name for name in names if again or not result_path(out, name).exists()]
