@@ -196,6 +196,32 @@ def inspect(
 
 
 @app.command()
+def bench(
+    checkpoint: CheckpointArgument = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    prompt: Annotated[int, typer.Option(min=1, max=1 << 20, help="Tokens of a prompt.")] = 512,
+    decode: Annotated[int, typer.Option(min=1, max=4096, help="Tokens generated after it, each time.")] = 64,
+    streams: Annotated[int, typer.Option(min=1, max=256, help="Streams that are decoded together.")] = 8,
+    runs: Annotated[int, typer.Option(min=1, max=100, help="The medians of so many are shown.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
+) -> None:
+    """Measure a checkpoint on this machine: prefill, decode, and how much of the memory's speed it reaches."""
+    from musespark.cli.bench import run_bench
+
+    run_bench(
+        checkpoint,
+        precision=precision,
+        threads=threads,
+        prompt_tokens=prompt,
+        decode_tokens=decode,
+        streams=streams,
+        runs=runs,
+        as_json=as_json,
+    )
+
+
+@app.command()
 def quantize(
     source: Annotated[Path, typer.Argument(help="Checkpoint folder with float weights.")],
     target: Annotated[Path, typer.Argument(help="Folder to write; it appears whole or not at all.")],
