@@ -81,10 +81,8 @@ def main() -> int:
         print(f"missing: {', '.join(requirements[name] for name in missing)}; install them, and run this again")
         return 3
     if here.get("device") in (None, "cpu") and not args.tiny:
-        print(
-            "torch finds no CUDA device here; with --tiny the CPU will do. A torch whose version ends with +cpu must be"
-        )
-        print("replaced by hand: pip install --force-reinstall torch, from an index that has builds with CUDA")
+        print("torch finds no CUDA device here; with --tiny the CPU will do. A torch whose version ends in +cpu")
+        print("must be replaced: pip install --force-reinstall torch, from an index that has it with CUDA")
         return 3
     return 0
 
