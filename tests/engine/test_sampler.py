@@ -218,10 +218,10 @@ def test_largest_equals_a_sort(values: list[int], count: int) -> None:
     assert largest(np.array(values, dtype=np.float64), count).tolist() == expected
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 99), st.sampled_from([1, 5, 256]))
-def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int, few: int) -> None:
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 99))
+def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int) -> None:
     order = sorted(range(len(weights)), key=lambda i: (-weights[i], i))
-    found = nucleus(np.array(weights, dtype=np.float64), percent / 100, few).tolist()
+    found = nucleus(np.array(weights, dtype=np.float64), percent / 100).tolist()
     assert sorted(found) == sorted(order[: len(found)])
     found = order[: len(found)]
     reached, before, wanted = sum(weights[i] for i in found), sum(weights[i] for i in found[:-1]), sum(weights)
@@ -245,6 +245,17 @@ def test_pick_gives_each_its_share_and_nothing_to_weight_zero() -> None:
     rounding = np.array([1.0, *[2.0**-54] * 3, 0.0])  # below_one times the sum rounds to the sum itself
     assert rounding[pick(rounding, below_one)] > 0
     assert pick(np.array([5e-324, 0.0]), below_one) == 0  # so does this product
+
+
+@pytest.mark.parametrize("size", [4096, 4097, 5000, 20_000])
+def test_pick_of_many_equals_one_sum_over_all(size: int) -> None:
+    weights = np.random.default_rng(1).random(size).astype(np.float32) ** 8
+    weights[np.random.default_rng(2).random(size) < 0.5] = 0
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    for uniform in np.random.default_rng(3).random(500):
+        assert pick(weights, uniform) == np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    assert weights[pick(weights, float(np.nextafter(1.0, 0.0)))] > 0
+    assert pick(weights, 0.0) == np.flatnonzero(weights)[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
