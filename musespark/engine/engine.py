@@ -87,6 +87,7 @@ class Engine:
         self._events: list[StepEvent] = []
         self._counters = Counters()
         self._arrivals = 0
+        self._now_s = 0.0
         self._pace = Pace()
 
     # What callers use
@@ -114,7 +115,7 @@ class Engine:
         check_length(request, self._config, self._cache)  # first: it bounds what the other costs
         check_request(request, self._config)
         self._check_queue(request)
-        state = RequestState(request)
+        state = RequestState(request, submitted_s=self._clock())
         self._arrivals += 1
         vocab_size = self._config.text.vocab_size
         for index in range(request.n):
@@ -128,7 +129,7 @@ class Engine:
 
     def step(self) -> list[StepEvent]:
         """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""
-        started_s = self._clock()
+        started_s = self._now_s = self._clock()
         try:
             self._review_allowances()
             chunks = self._scheduler.schedule(self._chunk_size.num_tokens)
@@ -224,6 +225,9 @@ class Engine:
                 log.exception("an image of request %r can't be encoded", state.request.id)
                 self._fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
         chunks[:] = [chunk for chunk in chunks if chunk.sequence.request.id in self._states]
+        for chunk in chunks:
+            if chunk.sequence.state.started_s is None:
+                chunk.sequence.state.started_s = self._now_s
         if not chunks:
             return np.empty((0, self._config.text.vocab_size), dtype=np.float32)
         hidden_size = self._config.text.hidden_size
@@ -236,6 +240,7 @@ class Engine:
         if logits.shape != expected:
             raise EngineFailed(f"the runner returned logits {logits.shape}, expected {expected}")
         self._counters.steps += 1
+        self._now_s = self._clock()
         return logits
 
     def _append(self, chunks: list[Chunk], tokens: list[SampledToken | MuseSparkError | None]) -> None:
@@ -267,6 +272,9 @@ class Engine:
         state, params = sequence.state, sequence.request.sampling
         sequence.generated.append(token.id)
         sequence.sampling.count(token.id)
+        state.last_token_s = self._now_s
+        if state.first_token_s is None:
+            state.first_token_s = self._now_s
         self._counters.generated_tokens += 1
         state.completion_tokens += 1
         if token.id in params.stop_token_ids and not params.ignore_eos:
@@ -318,7 +326,7 @@ class Engine:
             self._events.append(FinishEvent(state.request.id, sequence.index, reason))
             self._counters.finished[reason] += 1
             if not state.unfinished:
-                self._events.append(UsageEvent(state.request.id, state.usage()))
+                self._events.append(UsageEvent(state.request.id, state.usage(), state.timing()))
                 self._forget_request(state)
 
     def _fail(self, state: RequestState, error: MuseSparkError) -> None:

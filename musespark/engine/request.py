@@ -212,6 +212,19 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a request went, in seconds; None for what it did not get to.
+
+    `queue_s` until it started, `prompt_s` from there to its first token, `completion_s` from its first token to its
+    last. A preemption lies within the latter two.
+    """
+
+    queue_s: float | None
+    prompt_s: float | None
+    completion_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """New deltas of choice `index`, in order."""
 
@@ -235,6 +248,7 @@ class UsageEvent:
 
     request_id: str
     usage: Usage
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)

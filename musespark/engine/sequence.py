@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from musespark.engine.kv_cache import BlockTable, KVCache
 from musespark.engine.prefix import page_content, tokens_between
-from musespark.engine.request import FinishReason, Output, Request, Usage
+from musespark.engine.request import FinishReason, Output, Request, Timing, Usage
 from musespark.engine.sampler import SamplingState
 
 
@@ -57,6 +57,10 @@ class RequestState:
     """One request between submit and its last event."""
 
     request: Request
+    submitted_s: float = 0.0
+    started_s: float | None = None
+    first_token_s: float | None = None
+    last_token_s: float | None = None
     unfinished: list[Sequence] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     started: bool = False
@@ -78,6 +82,13 @@ class RequestState:
         max_tokens = self.request.sampling.max_tokens
         return self.completion_tokens + sum(max_tokens - sequence.num_generated for sequence in self.unfinished)
 
+    def timing(self) -> Timing:
+        return Timing(
+            queue_s=_between(self.submitted_s, self.started_s),
+            prompt_s=_between(self.started_s, self.first_token_s),
+            completion_s=_between(self.first_token_s, self.last_token_s),
+        )
+
     def usage(self) -> Usage:
         num_cached = min(self.cached_tokens, self.prompt_tokens)  # less only if the first step failed
         return Usage(
@@ -88,6 +99,10 @@ class RequestState:
             reasoning_tokens=sum(output.reasoning_tokens for output in self.outputs),
             cached_image_tokens=self.request.image_tokens_before(num_cached),
         )
+
+
+def _between(start_s: float | None, end_s: float | None) -> float | None:
+    return None if start_s is None or end_s is None else end_s - start_s
 
 
 def new_sequence(state: RequestState, index: int, arrival: int, cache: KVCache, vocab_size: int) -> Sequence:

@@ -24,6 +24,7 @@ from musespark.engine.request import (
     FinishEvent,
     Request,
     StepEvent,
+    Timing,
     TokenEvent,
     Usage,
     UsageEvent,
@@ -46,6 +47,7 @@ class _Stream:
         self.admitted = False
         self.refusal: MuseSparkError | None = None
         self.usage: Usage | None = None  # known after the last event
+        self.timing: Timing | None = None
         self._news = asyncio.Event()
 
     def admit(self) -> None:
@@ -60,6 +62,8 @@ class _Stream:
         self.events.append(event)
         if isinstance(event, UsageEvent | FailedEvent):
             self.usage = event.usage
+        if isinstance(event, UsageEvent):
+            self.timing = event.timing
         self._news.set()
 
     @property
@@ -90,6 +94,11 @@ class Generation:
     def usage(self) -> Usage | None:
         """What the request used, exactly: known after the last event, after `aclose()`, and after a failure."""
         return self._stream.usage
+
+    @property
+    def timing(self) -> Timing | None:
+        """Where its time went: known after the last event and after `aclose()`, but not after a failure."""
+        return self._stream.timing
 
     async def admitted(self) -> None:
         """Wait until the request is in the queue. Raises InvalidRequest, ContextTooLong, Overloaded, ShuttingDown, …"""
