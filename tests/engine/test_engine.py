@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from musespark.engine.engine import Engine
-from musespark.engine.request import Usage
+from musespark.engine.request import Timing, Usage, UsageEvent
 from musespark.engine.runner import Batch, Float32
 from musespark.errors import ConfigError, ContextTooLong, InvalidRequest, Overloaded
 from tests.engine.driver import Driver, no_pages_in_use, picture, prompt_of, request, run_alone
@@ -242,3 +242,31 @@ def test_penalties_follow_what_was_generated() -> None:
     assert frequent.ids() == [77, 78, 77, 78, 79, 0]
     present = run_alone(Engine(SteadyRunner()), request(prompt_of(5), 4, presence_penalty=2.0))
     assert present.ids() == [77, 78, 77, 77]
+
+
+def test_timing_says_where_the_time_of_a_request_went() -> None:
+    now = 100.0
+
+    class SlowRunner(HashRunner):
+        def forward(self, batch: Batch) -> Float32:
+            nonlocal now
+            now += 1.0 if len(batch.token_ids) > 2 else 0.25
+            return super().forward(batch)
+
+    engine = Engine(SlowRunner(), max_running=1, max_batch_tokens=64, clock=lambda: now)
+    engine.submit(request(prompt_of(64), 3, id="first"))
+    engine.submit(request(prompt_of(100, 1), 5, id="second"))
+    timings = {}
+    while engine.has_work:
+        timings |= {event.request_id: event.timing for event in engine.step() if isinstance(event, UsageEvent)}
+    assert timings["first"] == Timing(queue_s=0.0, prompt_s=1.0, completion_s=0.5)
+    assert timings["second"] == Timing(queue_s=1.5, prompt_s=2.0, completion_s=1.0)
+
+
+def test_timing_of_what_was_cancelled_early_says_how_far_it_came() -> None:
+    engine = Engine(HashRunner(), max_batch_tokens=64, max_running=1, clock=lambda: 5.0)
+    engine.submit(request(prompt_of(100), 3, id="begun"))
+    engine.submit(request(prompt_of(100), 3, id="waits"))
+    engine.step()
+    ends = [event for name in ("begun", "waits") for event in engine.cancel(name) if isinstance(event, UsageEvent)]
+    assert [event.timing for event in ends] == [Timing(0.0, None, None), Timing(None, None, None)]
