@@ -32,6 +32,44 @@ RULES = tuple(
     GET     /v1/models/{model_id}                                       models.read
     GET     /v1/usage                                                   usage.read
     GET     /v1/requests/{request_id}                                   requests.read
+    GET     /v1/releases/{name}/early-access                            early_access.read
+    POST    /v1/releases/{name}/early-access                            early_access.write
+    GET     /v1/admin/organisations                                     organisations.read
+    POST    /v1/admin/organisations                                     organisations.write
+    GET     /v1/admin/organisations/{organisation_id}                   organisation.read
+    PATCH   /v1/admin/organisations/{organisation_id}                   organisation.write
+    GET     /v1/admin/organisations/{organisation_id}/projects          projects.read
+    POST    /v1/admin/organisations/{organisation_id}/projects          projects.write
+    PATCH   /v1/admin/organisations/{organisation_id}/projects/{project_id}                     projects.write
+    GET     /v1/admin/organisations/{organisation_id}/service-accounts  service_accounts.read
+    POST    /v1/admin/organisations/{organisation_id}/service-accounts  service_accounts.write
+    DELETE  /v1/admin/organisations/{organisation_id}/service-accounts/{account_id}             service_accounts.write
+    GET     /v1/admin/organisations/{organisation_id}/keys              keys.read
+    POST    /v1/admin/organisations/{organisation_id}/keys              keys.write
+    POST    /v1/admin/organisations/{organisation_id}/keys/{key_id}/rotate                      keys.write
+    DELETE  /v1/admin/organisations/{organisation_id}/keys/{key_id}     keys.write
+    GET     /v1/admin/organisations/{organisation_id}/people            people.read
+    PATCH   /v1/admin/organisations/{organisation_id}/people/{person_id}                        people.write
+    DELETE  /v1/admin/organisations/{organisation_id}/people/{person_id}                        people.write
+    GET     /v1/admin/organisations/{organisation_id}/invitations       people.read
+    POST    /v1/admin/organisations/{organisation_id}/invitations       people.write
+    DELETE  /v1/admin/organisations/{organisation_id}/invitations/{invitation_id}               people.write
+    GET     /v1/admin/organisations/{organisation_id}/audit             audit.read
+    GET     /v1/admin/audit                                             server_audit.read
+    GET     /v1/admin/releases                                          releases.read
+    POST    /v1/admin/releases                                          releases.write
+    GET     /v1/admin/releases/{name}                                   releases.read
+    POST    /v1/admin/releases/{name}/move                              releases.write
+    POST    /v1/admin/releases/{name}/launch                            releases.write
+    POST    /v1/admin/releases/{name}/ramp                              releases.write
+    POST    /v1/admin/releases/{name}/data-policy                       releases.write
+    POST    /v1/admin/releases/{name}/invitations                       releases.write
+    DELETE  /v1/admin/releases/{name}/invitations/{organisation_id}     releases.write
+    GET     /v1/admin/releases/{name}/early-access                      releases.read
+    POST    /v1/admin/releases/{name}/early-access/admit                releases.write
+    GET     /v1/admin/aliases                                           releases.read
+    PUT     /v1/admin/aliases/{alias}                                   releases.write
+    DELETE  /v1/admin/aliases/{alias}                                   releases.write
     GET     /v1/auth/session                                            session.read
     POST    /v1/auth/session                                            session.read
     POST    /v1/auth/sign-out                                           session.read
@@ -43,6 +81,7 @@ RULES = tuple(
     for method, path in (
         ("GET", "/healthz"),
         ("GET", "/readyz"),
+        ("GET", "/v1/status"),
         ("POST", "/v1/auth/sign-in"),
         ("POST", "/v1/auth/invitation"),
         ("GET", "/v1/auth/oidc/start"),

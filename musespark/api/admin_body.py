@@ -67,7 +67,7 @@ def address_of(request: Request) -> str:
 
 
 def in_reach(request: Request, organisation_id: str) -> str:
-    """`organisation_id`, if the caller works in it or operates the server. Raises NotFound: ids of others are secret."""
+    """`organisation_id` if the caller works in it or operates the server. Raises NotFound: other ids are secret."""
     identity = identity_of(request)
     if organisation_id != identity.organisation_id and not identity.operates:
         raise NotFound(f"there is no organisation {organisation_id[:80]!r} that you can administer")

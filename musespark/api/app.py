@@ -20,9 +20,20 @@ from musespark.api.gate import PUBLIC, Gate
 from musespark.api.metering import Metering
 from musespark.api.metrics import Metrics
 from musespark.api.openapi import ERROR_RESPONSES
-from musespark.api.routes import auth, chat, models, operations
+from musespark.api.routes import (
+    admin,
+    admin_people,
+    admin_releases,
+    auth,
+    chat,
+    early_access,
+    models,
+    operations,
+)
 from musespark.api.settings import LOOPBACK_NAMES, Settings
 from musespark.providers.base import Provider
+
+ROUTES = (chat, models, operations, auth, early_access, admin, admin_people, admin_releases)
 
 
 def create_app(provider: Provider | None, accounts: Accounts, settings: Settings) -> FastAPI:
@@ -49,7 +60,7 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
     )
     if settings.cors_origins:
         app.add_middleware(Cors, origins=settings.cors_origins)
-    for module in (chat, models, operations, auth):
+    for module in ROUTES:
         app.include_router(module.router, responses=ERROR_RESPONSES)
     return app
 
