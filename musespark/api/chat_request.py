@@ -112,6 +112,7 @@ class ChatCompletionRequest(Strict):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    include_timings: bool | None = Field(None, description="where the time went, as `timings` of the answer")
     prompt_cache_key: Label | None = Field(None, description="cached prefixes are shared under the same key only")
     user: Label | None = Field(None, description="a label for the log")
     safety_identifier: Label | None = Field(None, description="a label for the log")
@@ -176,6 +177,7 @@ class ChatCompletionRequest(Strict):
             only_tool=only_tool,
             parallel_tool_calls=self.parallel_tool_calls is not False,
             answer_schema=answer_schema(self.response_format),
+            include_timings=bool(self.include_timings),
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from musespark.engine.request import AllowanceEvent, Usage
+from musespark.engine.request import AllowanceEvent, Timing, Usage
 from musespark.providers.base import (
     ChatEvent,
     ContentDelta,
@@ -39,6 +39,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
+def timings_object(timing: Timing) -> dict[str, float | None]:
+    """Where the time went, in milliseconds; the HTTP side and the network come on top."""
+    parts = {"queue_ms": timing.queue_s, "prompt_ms": timing.prompt_s, "completion_ms": timing.completion_s}
+    return {name: None if seconds is None else round(seconds * 1000, 3) for name, seconds in parts.items()}
+
+
 class Formatter:
     """The shape of one response: everything that its chunks, or its one object, have in common."""
 
@@ -55,9 +61,12 @@ class Formatter:
         """The `chat.completion` object, when all events have come."""
         choices: dict[int, _Choice] = {}
         usage: Usage | None = None
+        timing: Timing | None = None
         async for event in events:
             if isinstance(event, Usage):
                 usage = event
+            elif isinstance(event, Timing):
+                timing = event
             elif not isinstance(event, AllowanceEvent):
                 choices.setdefault(event.index, _Choice()).add(event)
         assert usage is not None, "a provider ends its stream with a Usage, or raises"
@@ -67,6 +76,8 @@ class Formatter:
             "choices": [choices[index].as_object(index, self._logprobs) for index in sorted(choices)],
             "usage": usage_object(usage),
         }
+        if timing is not None:
+            response["timings"] = timings_object(timing)
         return response if metadata is None else response | {"metadata": dict(metadata)}
 
     def opening(self, n: int, include_usage: bool) -> Iterator[dict[str, Any]]:
@@ -78,6 +89,10 @@ class Formatter:
         """The chunk that says `event`; None for a usage that was not asked for, and what is no news for a client."""
         if isinstance(event, AllowanceEvent):
             return None
+        if isinstance(event, Timing):
+            chunk = {**self._common, "object": "chat.completion.chunk", "choices": []}
+            chunk |= {"usage": None} if include_usage else {}
+            return chunk | {"timings": timings_object(event)}
         if isinstance(event, Usage):
             if not include_usage:
                 return None

@@ -140,6 +140,7 @@ class Engine:
             self._append(chunks, tokens)
             self._finish(chunks)
             self._review_allowances()
+            self._counters.step_s += self._clock() - started_s
             self._chunk_size.measured(self._clock() - started_s, num_decoding, num_prompt_tokens)
         except Exception as error:
             self._recover(error)
@@ -180,6 +181,8 @@ class Engine:
             image_features_bytes=self._features.size_bytes,
             num_images_encoded_total=self._features.num_encoded,
             num_preemptions_total=self._scheduler.num_preemptions,
+            paused=self._scheduler.num_paused,
+            prompt_tokens_per_step=self._chunk_size.num_tokens,
         )
 
     def probe(self, token: int) -> Float32:
@@ -275,7 +278,7 @@ class Engine:
         state.last_token_s = self._now_s
         if state.first_token_s is None:
             state.first_token_s = self._now_s
-        self._counters.generated_tokens += 1
+        self._counters.generated(self._now_s)
         state.completion_tokens += 1
         if token.id in params.stop_token_ids and not params.ignore_eos:
             sequence.finish_reason, sequence.stop_token = "stop", token.id
@@ -348,6 +351,7 @@ class Engine:
         del self._states[state.request.id]
         self._with_allowance.pop(state.request.id, None)
         self._counters.prompt_tokens += state.prompt_tokens
+        self._counters.ended(state.timing())
         self._counters.cached_tokens += state.cached_tokens
         self._pace.request_ended(self._clock())
         if not self._states:

@@ -76,6 +76,12 @@ class Scheduler:
             self._is_paid(sequence.state) for sequence in self.waiting
         )
 
+    @property
+    def num_paused(self) -> int:
+        """Running choices that wait for their allowances."""
+        self._planned.clear()
+        return sum(self._is_paused(sequence) for sequence in self.running if sequence.request.allowance is not None)
+
     def waiting_requests(self) -> Counter[str]:
         """For each tenant, the requests of which nothing has started yet."""
         return Counter(s.request.tenant for s in self.waiting if s.index == 0 and not s.state.started)

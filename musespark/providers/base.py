@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from musespark.chat.messages import Message, Tool
 from musespark.engine.allowance import Allowance
-from musespark.engine.request import AllowanceEvent, Usage
+from musespark.engine.request import AllowanceEvent, Timing, Usage
 
 FinishReason = Literal["stop", "length", "tool_calls", "budget"]  # budget: no more tokens were paid for
 
@@ -42,6 +42,7 @@ class ChatRequest:
 
     `max_tokens` None means as many as the context still holds. `logprobs` None is off, otherwise the number of
     alternatives to report. `cache_salt` is secret to the caller's organisation; a cached prefix serves one salt only.
+    include_timings: whether the events tell where its time went.
     `tenant` names the organisation: the engine is fair to them. No more tokens are generated than `allowance` grants.
     context_limit: how many tokens prompt and completion may have together, where that is less than the model's context.
 
@@ -76,6 +77,7 @@ class ChatRequest:
     answer_schema: AnswerSchema | None = None
     tenant: str = ""
     allowance: Allowance | None = None
+    include_timings: bool = False
     context_limit: int | None = None
 
 
@@ -131,7 +133,7 @@ class Finished:
     reason: FinishReason
 
 
-ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Usage | AllowanceEvent
+ChatEvent = ContentDelta | ReasoningDelta | ToolCallDelta | Finished | Timing | Usage | AllowanceEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ class ModelInfo:
 
 
 class ChatStream(Protocol):
-    """The events of one admitted request, for one consumer. A Usage comes last, after a Finished for each choice.
+    """The events of one admitted request, for one consumer. A Usage comes last, after a Finished for each choice
+    and, where it was asked for, a Timing.
 
     Of a request with an allowance there are AllowanceEvents too: whoever reads them grants more, or it pauses.
 

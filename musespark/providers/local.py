@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -108,7 +109,7 @@ class LocalProvider:
             if generation.usage is not None and on_withdrawn is not None:
                 on_withdrawn(generation.usage)
             raise
-        return LocalStream(generation)
+        return LocalStream(generation, include_timings=request.include_timings)
 
     def metrics(self) -> Mapping[str, float]:
         stats = self._service.stats
@@ -116,7 +117,17 @@ class LocalProvider:
             "engine_ready": stats.ready,
             "engine_running_choices": stats.running,
             "engine_waiting_choices": stats.waiting,
+            "engine_paused_choices": stats.paused,
+            "engine_tokens_per_second": stats.tokens_per_s(time.monotonic()),
+            "engine_prompt_tokens_per_step": stats.prompt_tokens_per_step,
             "engine_steps_total": stats.num_steps_total,
+            "engine_step_seconds_total": stats.step_s_total,
+            "engine_queue_seconds_total": stats.queue_s_total,
+            "engine_prompt_seconds_total": stats.prompt_s_total,
+            "engine_completion_seconds_total": stats.completion_s_total,
+            "engine_prompt_tokens_total": stats.num_prompt_tokens_total,
+            "engine_cached_tokens_total": stats.num_cached_tokens_total,
+            "engine_generated_tokens_total": stats.num_generated_tokens_total,
             "engine_preemptions_total": stats.num_preemptions_total,
             "engine_overloaded_total": stats.num_overloaded_total,
             "engine_failed_requests_total": stats.num_failed_total,
@@ -250,8 +261,9 @@ class LocalProvider:
 class LocalStream:
     """A `ChatStream` over a `Generation`."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, *, include_timings: bool = False) -> None:
         self._generation = generation
+        self._include_timings = include_timings
         self._events: deque[ChatEvent] = deque()
         self._called: set[int] = set()  # choices that ended with calls
 
@@ -273,6 +285,8 @@ class LocalStream:
                         assert isinstance(delta, ContentDelta | ReasoningDelta | ToolCallDelta)
                         self._events.append(delta)
             elif isinstance(event, UsageEvent):
+                if self._include_timings:
+                    self._events.append(event.timing)
                 self._events.append(event.usage)
             elif isinstance(event, AllowanceEvent):
                 self._events.append(event)
