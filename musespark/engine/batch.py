@@ -32,14 +32,15 @@ def build_batch(chunks: list[Chunk], features: Callable[[Request, int], Float32]
         request = chunk.sequence.request
         first_row = query_start[-1] - chunk.start  # row of the batch = first_row + position
         token_ids += chunk.sequence.tokens(chunk.start, chunk.end)
-        positions.append(np.arange(chunk.start, chunk.end, dtype=np.int64))
+        token_ids += chunk.draft
+        positions.append(np.arange(chunk.start, chunk.end + len(chunk.draft), dtype=np.int64))
         for image, start, end in images_in(chunk):
             embed_rows.append(np.arange(first_row + start, first_row + end, dtype=np.int32))
             offset = request.image_spans[image][0]
             embeds.append(features(request, image)[start - offset : end - offset])
         query_start.append(len(token_ids))
         if chunk.samples:
-            logit_rows.append(len(token_ids) - 1)
+            logit_rows += range(len(token_ids) - 1 - len(chunk.draft), len(token_ids))
     tables = [chunk.sequence.table for chunk in chunks]
     return Batch(
         token_ids=np.array(token_ids, dtype=np.int32),

@@ -36,6 +36,7 @@ from musespark.engine.runner import Float32, Runner
 from musespark.engine.sampler import Sampler
 from musespark.engine.scheduler import Chunk, Scheduler
 from musespark.engine.sequence import RequestState, Sequence, new_sequence
+from musespark.engine.speculation import Drafter, NgramDrafter, Speculation
 from musespark.engine.stats import Counters, EngineStats
 from musespark.errors import EngineFailed, InvalidRequest, MuseSparkError, Overloaded
 
@@ -50,6 +51,7 @@ class Engine:
     have their next token after `decode_latency_target_s` (chunk_size.py).
     `max_pixel_bytes` the images of all admitted requests together (one alone may have more), `image_cache_bytes` the
     encoded images that are kept. `suppressed_token_ids` can never be sampled (image rows, padding, reserved ids).
+    `max_draft_tokens` of a stream that runs alone are guessed and checked at once (speculation.py); 0 is off.
     `clock` gives seconds.
     """
 
@@ -64,6 +66,8 @@ class Engine:
         max_pixel_bytes: int = 512 << 20,
         suppressed_token_ids: Iterable[int] = (),
         image_cache_bytes: int = 64 << 20,
+        max_draft_tokens: int = 0,
+        make_drafter: Callable[[], Drafter] = NgramDrafter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ready = True
@@ -77,6 +81,8 @@ class Engine:
         if runner.config.image_tower is not None and image_token_id < runner.config.text.vocab_size:
             suppressed.add(image_token_id)
         self._sampler = Sampler(suppressed)
+        max_draft_tokens = min(max_draft_tokens, max_batch_tokens - 1)
+        self._speculation = Speculation(max_draft_tokens, runner.config.text.vocab_size, suppressed, make_drafter)
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._max_pixel_bytes = max_pixel_bytes
@@ -133,15 +139,20 @@ class Engine:
         try:
             self._review_allowances()
             chunks = self._scheduler.schedule(self._chunk_size.num_tokens)
+            chunks = self._speculation.with_drafts(chunks, self._cache)
             num_decoding = sum(chunk.end - chunk.start == 1 for chunk in chunks)
             num_prompt_tokens = sum(chunk.end - chunk.start for chunk in chunks) - num_decoding
             logits = self._forward(chunks)
-            tokens = self._sampler.sample(logits, [chunk.sequence.sampling for chunk in chunks if chunk.samples])
+            states = [chunk.sequence.sampling for chunk in chunks if chunk.samples]
+            tokens = self._sampler.sample(logits[: len(states)], states)
             self._append(chunks, tokens)
+            num_accepted = self._accept(chunks[0], logits[1:]) if chunks and chunks[0].draft else 0
             self._finish(chunks)
             self._review_allowances()
+            step_s = self._clock() - started_s
             self._counters.step_s += self._clock() - started_s
-            self._chunk_size.measured(self._clock() - started_s, num_decoding, num_prompt_tokens)
+            self._chunk_size.measured(step_s, num_decoding, num_prompt_tokens)
+            self._speculation.measured(chunks, num_accepted, step_s)
         except Exception as error:
             self._recover(error)
         return self._take_events()
@@ -183,6 +194,8 @@ class Engine:
             num_preemptions_total=self._scheduler.num_preemptions,
             paused=self._scheduler.num_paused,
             prompt_tokens_per_step=self._chunk_size.num_tokens,
+            num_drafted_tokens_total=self._speculation.num_drafted,
+            num_accepted_tokens_total=self._speculation.num_accepted,
         )
 
     def probe(self, token: int) -> Float32:
@@ -254,12 +267,7 @@ class Engine:
             token = next(sampled) if samples else None
             if sequence.request.id not in self._states:
                 continue  # another choice of the same request failed just now
-            if isinstance(token, MuseSparkError):
-                self._fail(sequence.state, token)
-                continue
-            if samples and token is None:
-                self._cache.forget()  # whatever made the logits so may be in a shared page
-                self._fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
+            if samples and self._fails(sequence, token):
                 continue
             sequence.num_computed = chunk.end
             self._cache.commit(sequence.table, chunk.end)
@@ -268,8 +276,38 @@ class Engine:
             if chunk.end >= num_prompt:
                 while state.held:
                     self._scheduler.add(state.held.pop(0))
-            if token is not None:
+            if isinstance(token, SampledToken):
                 self._push(sequence, token)
+
+    def _accept(self, chunk: Chunk, logits: Float32) -> int:
+        """Go on with the rows (len(draft), V) behind right guesses; returns how many were right.
+
+        A row is of use if the token that was sampled before it is the one that it was computed for.
+        """
+        sequence = chunk.sequence
+        for row, guess in enumerate(chunk.draft):
+            if sequence not in sequence.state.unfinished or sequence.finish_reason is not None:
+                return row
+            if sequence.generated[-1] != guess:
+                return row
+            (token,) = self._sampler.sample(logits[row : row + 1], [sequence.sampling])
+            if self._fails(sequence, token):
+                return row
+            assert isinstance(token, SampledToken)
+            self._scheduler.charge_accepted(sequence)
+            sequence.num_computed += 1
+            self._cache.commit(sequence.table, sequence.num_computed)
+            self._push(sequence, token)
+        return len(chunk.draft)
+
+    def _fails(self, sequence: Sequence, token: SampledToken | MuseSparkError | None) -> bool:
+        """Whether there is no token; then the request ends."""
+        if isinstance(token, MuseSparkError):
+            self._fail(sequence.state, token)
+        elif token is None:
+            self._cache.forget()  # whatever made the logits so may be in a shared page
+            self._fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
+        return not isinstance(token, SampledToken)
 
     def _push(self, sequence: Sequence, token: SampledToken) -> None:
         state, params = sequence.state, sequence.request.sampling

@@ -36,11 +36,15 @@ BY_ORDER = attrgetter("order")
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Positions [start, end) of a sequence, to be computed in this step; they have pages."""
+    """Positions [start, end) of a sequence, to be computed in this step; they have pages.
+
+    `draft` are guesses at the tokens from `end` on (speculation.py), which are computed, too.
+    """
 
     sequence: Sequence
     start: int
     end: int
+    draft: tuple[int, ...] = ()
 
     @property
     def samples(self) -> bool:
@@ -113,6 +117,10 @@ class Scheduler:
         self._share_out([s for s in self.running if s.num_uncomputed > 1])
         assert self._chunks or not self.can_advance, "the first in order always fits"
         return list(self._chunks.values())
+
+    def charge_accepted(self, sequence: Sequence) -> None:
+        """A guess of a draft was right, and brought one more token."""
+        self._fair.charge(sequence.request.tenant, GENERATED_TOKEN)
 
     # Prompts
 

@@ -6,11 +6,15 @@ import functools
 import math
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from musespark.engine.kv_cache import BlockTable, KVCache
 from musespark.engine.prefix import page_content, tokens_between
 from musespark.engine.request import FinishReason, Output, Request, Timing, Usage
 from musespark.engine.sampler import SamplingState
+
+if TYPE_CHECKING:
+    from musespark.engine.speculation import Drafting
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +33,7 @@ class Sequence:
     num_charged: int = 0  # up to here its tenant has been charged (fairness.py)
     finish_reason: FinishReason | None = None
     stop_token: int | None = None  # the one that ended it
+    drafting: Drafting | None = None
 
     @property
     def request(self) -> Request:

@@ -27,6 +27,8 @@ class EngineStats:
     num_prompt_tokens_total: int
     num_cached_tokens_total: int
     num_generated_tokens_total: int
+    num_drafted_tokens_total: int  # guesses (speculation.py), and those of them that were right
+    num_accepted_tokens_total: int
     num_overloaded_total: int
     num_failed_total: int  # requests
     num_finished_total: dict[FinishReason, int]  # choices
