@@ -157,11 +157,14 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in arguments.items() if value is not None})  # type: ignore[arg-type]
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0]) if first["loc"] else "setting"
+            if not first["loc"]:  # about several settings, and its input would be all of them, secrets included
+                raise ConfigError(first["msg"]) from None
+            name = str(first["loc"][0])
             name = name if name.isupper() else f"MUSESPARK_{name.upper()}"
             if name == "MUSESPARK_PORT" and name not in map(str.upper, os.environ):
                 name = "PORT"
-            raise ConfigError(f"{name} is {first['input']!r}: {first['msg']}") from None
+            shown = "not usable" if "SECRET" in name else repr(first["input"])
+            raise ConfigError(f"{name} is {shown}: {first['msg']}") from None
 
     @classmethod
     def _check_names(cls) -> None:
