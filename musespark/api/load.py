@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from musespark.api.memory_plan import MemoryPlan, check_available, plan_memory
 from musespark.api.runners import plan_runner
-from musespark.api.settings import MAX_BATCH_TOKENS, MIB, MODEL_NAME, Settings
+from musespark.api.settings import MAX_BATCH_TOKENS, MODEL_NAME, Settings
 from musespark.chat.formats import ChatFormat, open_format, open_tokenizer
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
-from musespark.engine.runner import PAGE_SIZE
 from musespark.engine.service import EngineService
 from musespark.errors import CheckpointError, ConfigError
 from musespark.model.checkpoint import BUNDLED, Checkpoint, open_checkpoint
-from musespark.model.config import ModelConfig, ModelType
+from musespark.model.config import ModelType
+from musespark.model.weight_memory import largest_tensor_bytes
 from musespark.model.weight_reader import Progress
 from musespark.providers.base import ModelInfo
 from musespark.providers.local import LocalProvider
@@ -31,6 +31,7 @@ class LoadedModel:
     provider: LocalProvider
     service: EngineService
     model_type: ModelType
+    memory: MemoryPlan | None = None  # None: it did not come from a checkpoint
 
     async def close(self, drain_s: float) -> None:
         """Let running requests end within `drain_s`, fail the rest, free the model."""
@@ -69,28 +70,41 @@ def _start(
     progress: Progress | None,
 ) -> LoadedModel:
     plan = plan_runner(settings, checkpoint)
-    num_full, num_sliding = plan_pages(
+    memory = plan_memory(
+        settings,
         checkpoint.config,
-        *plan.page_bytes,
-        memory_bytes=settings.kv_memory_mb * MIB,
-        max_running=settings.max_running,
+        plan.page_bytes,
+        weights=plan.weight_bytes,
+        largest_tensor=largest_tensor_bytes(checkpoint),
     )
+    check_available(memory, settings)
     model = model_info(settings, folder, plan.precision)
-    runner = plan.make(num_full, num_sliding, progress)
+    runner = plan.make(memory.num_full_pages, memory.num_sliding_pages, progress)
     unsayable = tokenizer.special_ids - chat.answer_token_ids
     engine = Engine(
         runner,
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
+        max_pixel_bytes=memory.max_pixel_bytes,
+        image_cache_bytes=memory.features,
+        decode_latency_target_s=settings.decode_latency_target_ms / 1000,
         # Nothing may come out that text can't show: image rows, reserved ids, rows of the head beyond the tokenizer.
         suppressed_token_ids={*unsayable, *range(tokenizer.vocab_size, checkpoint.config.text.vocab_size)},
     )
     check_weights(engine, tokenizer.special("<|begin_of_text|>"), folder)
     service = EngineService(engine)
     reads_images = checkpoint.config.image_tower is not None
-    provider = LocalProvider(service, tokenizer, chat, checkpoint.generation, model, reads_images=reads_images)
-    return LoadedModel(provider, service, checkpoint.config.model_type)
+    provider = LocalProvider(
+        service,
+        tokenizer,
+        chat,
+        checkpoint.generation,
+        model,
+        reads_images=reads_images,
+        max_image_pixels=settings.max_image_pixels,
+    )
+    return LoadedModel(provider, service, checkpoint.config.model_type, memory)
 
 
 def check_weights(engine: Engine, token: int, folder: Path) -> None:
@@ -115,32 +129,3 @@ def model_info(settings: Settings, folder: Path, precision: str) -> ModelInfo:
             digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}".encode())
     created = int((folder / "config.json").stat().st_mtime)
     return ModelInfo(name, created, "musespark", f"fp_{digest.hexdigest()[:12]}")
-
-
-def plan_pages(
-    config: ModelConfig, full_page_bytes: int, sliding_page_bytes: int, *, memory_bytes: int, max_running: int
-) -> tuple[int, int]:
-    """How many pages of each group fit into `memory_bytes`.
-
-    Sliding pages first, up to half: enough for every running choice to keep its window while one is prefilled. Full
-    pages get the rest, up to twice what all running choices can ever fill. Raises ConfigError if not even one request
-    of `MAX_BATCH_TOKENS` tokens fits.
-    """
-    text = config.text
-    window_pages = math.ceil(min(text.local_span, text.max_position_embeddings) / PAGE_SIZE) + 1
-    chunk_pages = math.ceil(MAX_BATCH_TOKENS / PAGE_SIZE) + 1
-    context_pages = math.ceil(text.max_position_embeddings / PAGE_SIZE)
-    least_sliding, least_full = window_pages + chunk_pages, min(chunk_pages, context_pages)
-    least_bytes = least_sliding * sliding_page_bytes + least_full * full_page_bytes
-    if memory_bytes < least_bytes:
-        raise ConfigError(
-            f"MUSESPARK_KV_MEMORY_MB is {memory_bytes // MIB}; this model needs at least {math.ceil(least_bytes / MIB)}"
-        )
-    num_sliding = 2 * max_running * window_pages + chunk_pages
-    if sliding_page_bytes:
-        affordable = max(memory_bytes // 2, least_sliding * sliding_page_bytes) // sliding_page_bytes
-        num_sliding = min(num_sliding, affordable)
-    num_full = 2 * max_running * context_pages
-    if full_page_bytes:
-        num_full = min(num_full, (memory_bytes - num_sliding * sliding_page_bytes) // full_page_bytes)
-    return num_full, num_sliding

@@ -10,6 +10,7 @@ from musespark.engine.native import NativeRunner, default_precision, page_bytes
 from musespark.engine.runner import Runner
 from musespark.errors import ConfigError
 from musespark.model.checkpoint import Checkpoint
+from musespark.model.weight_memory import planned_weight_bytes
 from musespark.model.weight_reader import Progress
 
 
@@ -19,6 +20,7 @@ class RunnerPlan:
 
     precision: str
     page_bytes: tuple[int, int]  # of one full and one sliding page
+    weight_bytes: int  # in the memory of this machine; 0 where they are another device's
     make: Callable[[int, int, Progress | None], Runner]  # of so many full and sliding pages
 
 
@@ -38,7 +40,8 @@ def plan_runner(settings: Settings, checkpoint: Checkpoint) -> RunnerPlan:
             progress=progress,
         )
 
-    return RunnerPlan(precision, page_bytes(checkpoint.config, precision), make)
+    pages = page_bytes(checkpoint.config, precision)
+    return RunnerPlan(precision, pages, planned_weight_bytes(checkpoint, precision), make)
 
 
 def _plan_torch(settings: Settings, checkpoint: Checkpoint) -> RunnerPlan:
@@ -68,4 +71,4 @@ def _plan_torch(settings: Settings, checkpoint: Checkpoint) -> RunnerPlan:
             progress=progress,
         )
 
-    return RunnerPlan(precision, torch_runner.page_bytes(checkpoint.config, dtype), make)
+    return RunnerPlan(precision, torch_runner.page_bytes(checkpoint.config, dtype), 0, make)

@@ -83,6 +83,8 @@ def banner(settings: Settings, port: int, model: LoadedModel, new_key: NewKey | 
         f"model     {model_id} (context: {model.service.context_length:,} tokens)",
         f"API key   {'' if new_key is None else key + ' '}({note})",
     ]
+    if model.memory is not None:
+        lines.append(model.memory.table(settings.memory))
     return "\n".join(
         [
             "",

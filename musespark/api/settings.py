@@ -17,9 +17,13 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from musespark.chat.image_files import MAX_PIXELS
 from musespark.errors import ConfigError
 
 MIB = 1 << 20
+BODY_COPIES = 4 + 2 * 8  # of the longest body: four may be held together (body.py), two take eight times that (deps.py)
+PIXEL_BYTES = 12.4  # a decoded pixel of the costliest kind, with what scaling takes (chat/image_files.py)
+PICTURES_AT_ONCE = 2  # threads that decode large ones (providers/local.py)
 MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
 HOST_NAME = r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\]"
 ORIGIN = rf"https?://(?:{HOST_NAME})(?::\d{{1,5}})?"
@@ -64,11 +68,20 @@ class Settings(BaseSettings):
         description="cpu: the native core; cuda: torch on a GPU; torch-cpu: the same program on the CPU, to try it",
     )
     threads: int | None = Field(None, ge=1, le=256, description="of the native core; None: one per usable CPU")
-    kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache")
+    memory: int | None = Field(
+        None, ge=64 * MIB, description="for everything together, such as 16GB or 12GiB; None: as much as the parts take"
+    )
+    kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache; with a memory: at most")
     max_running: int = Field(16, ge=1, le=MAX_BATCH_TOKENS, description="choices generated at the same time")
     max_waiting: int = Field(64, ge=1, description="requests in the queue; beyond it 429")
+    decode_latency_target_ms: float = Field(
+        200, gt=0, le=60_000, description="between two tokens of a running stream while prompts of others are computed"
+    )
 
     max_body_bytes: int = Field(32 * MIB, ge=1024, description="longest request body; beyond it 413")
+    max_image_pixels: int = Field(
+        MAX_PIXELS, ge=1024, le=MAX_PIXELS, description="of a picture before it is scaled; beyond it 400"
+    )
     max_connections: int = Field(512, ge=1, description="open at the same time; beyond it 429")
     body_timeout_s: float = Field(60.0, gt=0, description="for a client to send its body")
     write_timeout_s: float = Field(60.0, gt=0, le=86_400, description="for a client that reads nothing of its answer")
@@ -106,6 +119,46 @@ class Settings(BaseSettings):
                 message = f"signing in by OpenID Connect also needs {', '.join(missing)}"
                 raise PydanticCustomError("oidc", "{message}", {"message": message})
         return self
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        """A number of bytes, or one with its unit: 16GB is 16 * 10^9, 16GiB is 16 * 2^30."""
+        if not isinstance(value, str) or value.strip().isdecimal():
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", value.strip(), re.IGNORECASE)
+        if found is None:
+            message = "write bytes with a unit, such as 500MB, 16GB or 12GiB"
+            raise PydanticCustomError("memory", "{message}", {"message": message})
+        base = 1024 if found[3] else 1000
+        return int(float(found[1]) * base ** ("KMGT".index(found[2].upper()) + 1))
+
+    @model_validator(mode="after")
+    def _fit_requests(self) -> Settings:
+        """With a memory for everything, what requests may send becomes less, unless the operator says how much."""
+        if self.memory is not None:
+            if "max_body_bytes" not in self.model_fields_set:
+                self.max_body_bytes = max(1024, min(self.max_body_bytes, self.request_share // BODY_COPIES))
+            if "max_image_pixels" not in self.model_fields_set:
+                fitting = int(self.request_share / (PIXEL_BYTES * PICTURES_AT_ONCE))
+                self.max_image_pixels = max(1024, min(self.max_image_pixels, fitting))
+        return self
+
+    @property
+    def request_share(self) -> int:
+        """Of bodies, of pictures that are decoded, and of those that wait: each may have a twelfth of the memory."""
+        assert self.memory is not None
+        return self.memory // 12
+
+    @property
+    def bodies_bytes(self) -> int:
+        """The most that bodies take, as bytes and while they are parsed."""
+        return self.max_body_bytes * BODY_COPIES
+
+    @property
+    def decoding_bytes(self) -> int:
+        """The most that pictures take while they are decoded."""
+        return int(self.max_image_pixels * PIXEL_BYTES * PICTURES_AT_ONCE)
 
     @property
     def on_loopback(self) -> bool:

@@ -70,6 +70,9 @@ def serve(
         Literal["cpu", "cuda", "torch-cpu"] | None, typer.Option(help="cuda: a GPU (needs torch); cpu if left out.")
     ] = None,
     threads: ThreadsOption = None,
+    memory: Annotated[
+        str | None, typer.Option(help="For everything together: 16GB, 12GiB. As much as the parts take if left out.")
+    ] = None,
     kv_memory_mb: Annotated[int | None, typer.Option(min=1, help="Memory for the KV cache, in MiB.")] = None,
     state_dir: StateOption = None,
 ) -> None:
@@ -86,6 +89,7 @@ def serve(
             precision=precision,
             device=device,
             threads=threads,
+            memory=memory,
             kv_memory_mb=kv_memory_mb,
             state_dir=state_dir,
         ),

@@ -55,7 +55,7 @@ SHORT_TEXT = 65_536  # characters of a prompt, without images, that is encoded i
 class LocalProvider:
     """Answers from `service`, which the caller closes first, in the words of `chat`, which this closes.
 
-    `reads_images` is whether the model has a tower for them.
+    `reads_images` is whether the model has a tower for them, `max_image_pixels` how large they may be before scaling.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class LocalProvider:
         model: ModelInfo,
         *,
         reads_images: bool = True,
+        max_image_pixels: int | None = None,
     ) -> None:
         self.model = replace(model, context_length=service.context_length, reads_images=reads_images)
         self._service = service
@@ -74,6 +75,7 @@ class LocalProvider:
         self._chat = chat
         self._defaults = defaults
         self._reads_images = reads_images
+        self._max_image_pixels = max_image_pixels
         self._end_ids = chat.stop_token_ids | frozenset(defaults.eos_token_ids)
         self._vocabulary = Vocabulary(tokenizer, chat.stop_token_ids)
         self._longest_token = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
@@ -169,7 +171,7 @@ class LocalProvider:
 
     def _engine_request(self, request: ChatRequest) -> Request:
         """Raises InvalidRequest and its kinds. All images are looked at before one is decoded."""
-        check_image_sizes(request, self._chat, self._service.context_length)
+        check_image_sizes(request, self._chat, self._service.context_length, self._max_image_pixels)
         tools = [offered.tool for offered in request.tools]
         try:
             prompt = self._chat.render(request.messages, tools=tools, reasoning_effort=request.reasoning_effort)

@@ -9,7 +9,7 @@ from musespark.chat.formats import ChatFormat
 from musespark.chat.image_files import read_header
 from musespark.chat.messages import Image, Text
 from musespark.engine.request import Request
-from musespark.errors import ContextTooLong, InvalidRequest
+from musespark.errors import ContextTooLong, InvalidImage, InvalidRequest
 from musespark.providers.base import ChatRequest, PromptSize
 
 ESCAPE_LENGTH = 6  # `\\u0041` in the JSON of a tool's arguments is one character of the prompt
@@ -52,12 +52,17 @@ def check_text_size(num_characters: int, longest_token: int, limit: int) -> None
         )
 
 
-def check_image_sizes(request: ChatRequest, chat: ChatFormat, limit: int) -> None:
-    """Refuse by their headers images that no context holds, before a pixel is decoded."""
+def check_image_sizes(request: ChatRequest, chat: ChatFormat, limit: int, max_pixels: int | None = None) -> None:
+    """Refuse by their headers images that no context holds or that have too many pixels, before one is decoded."""
     num_tokens = 0
     for place, image in images_of(request):
         try:
             header = read_header(image.data)
+            if max_pixels is not None and header.width * header.height > max_pixels:
+                raise InvalidImage(
+                    f"the image has {header.width} x {header.height} pixels, {header.width * header.height:,}; this "
+                    f"server takes {max_pixels:,}; send a smaller one"
+                )
             num_tokens += chat.count_image_tokens(header.width, header.height)
         except InvalidRequest as error:
             error.param = place
