@@ -49,6 +49,7 @@ class Outcome:
 class Server:
     port: int
     key: str
+    pid: int
 
     async def ask(self, seed: int) -> Outcome:
         """Send one request over a connection of its own and read all of the answer. Raises TimeoutError."""
@@ -89,15 +90,15 @@ class Server:
 
 
 @contextmanager
-def serving(environment: Path, running: int, waiting: int) -> Iterator[Server]:
-    """A server that runs until the block ends."""
+def serving(environment: Path, running: int, waiting: int, **settings: str) -> Iterator[Server]:
+    """A server that runs until the block ends; `settings` are further environment variables."""
     with tempfile.TemporaryDirectory() as state:
         log = Path(state, "log")
         limits = {"MUSESPARK_MAX_RUNNING": str(running), "MUSESPARK_MAX_WAITING": str(waiting)}
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [environment / "bin/musespark", "serve", "--port", "0"],
-                env=os.environ | limits | {"MUSESPARK_STATE_DIR": state, "PYTHONUNBUFFERED": "1"},
+                env=os.environ | limits | settings | {"MUSESPARK_STATE_DIR": state, "PYTHONUNBUFFERED": "1"},
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
@@ -108,7 +109,7 @@ def serving(environment: Path, running: int, waiting: int) -> Iterator[Server]:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"the server did not become ready:\n{log.read_text()}")
                 time.sleep(0.05)
-            yield Server(int(found[1]), found[2])
+            yield Server(int(found[1]), found[2], process.pid)
         finally:
             process.terminate()
             process.wait(timeout=60)

@@ -1,10 +1,15 @@
-"""How much memory this process may use: of the machine, or of the container that it runs in (Linux, version 2)."""
+"""How much memory this process may use: of the machine, or of its container (Linux); and what it takes now.
+
+Containers are control groups, of version 2 or 1. Both tell a limit, what is used, and how much of that only keeps
+copies of files; the names differ.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -30,6 +35,25 @@ def available_memory_bytes(proc: Path = PROC, groups: Path = GROUPS) -> int:
     return max(0, min([available, *(limit - used for limit, used in _limits(proc, groups))]))
 
 
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What a version of control groups calls things. `line` is of /proc/self/cgroup, up to the group's path."""
+
+    line: str
+    folder: str
+    limit: str
+    used: str
+    files: str  # in memory.stat; in version 1 only with its prefix it counts the groups below
+
+
+VERSIONS = (
+    _Version(r"0::/", ".", "memory.max", "memory.current", "inactive_file"),
+    _Version(
+        r"\d+:[^:]*\bmemory\b[^:]*:/", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    ),
+)
+
+
 def _limits(proc: Path, root: Path) -> list[tuple[int, int]]:
     """(limit, used) in bytes of the control groups of this process that have a limit."""
     try:
@@ -37,11 +61,25 @@ def _limits(proc: Path, root: Path) -> list[tuple[int, int]]:
     except OSError:
         return []
     limits = []
-    for group in [line.removeprefix("0::/") for line in lines if line.startswith("0::/")]:
-        for folder in (Path(group), *Path(group).parents):  # a limit holds for the groups below it, too
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                limit = int((root / folder / "memory.max").read_text())
-                used = int((root / folder / "memory.current").read_text())
-                files = re.search(r"^inactive_file (\d+)$", (root / folder / "memory.stat").read_text(), re.MULTILINE)
-                limits.append((limit, used - (int(files[1]) if files else 0)))
+    for version in VERSIONS:
+        for group in [line[found.end() :] for line in lines if (found := re.match(version.line, line))]:
+            for folder in (Path(group), *Path(group).parents):  # a limit holds for the groups below it, too
+                with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                    limits.append(_limit(root / version.folder / folder, version))
     return limits
+
+
+def _limit(folder: Path, version: _Version) -> tuple[int, int]:
+    limit = int((folder / version.limit).read_text())
+    used = int((folder / version.used).read_text())
+    files = re.search(rf"^{version.files} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    return limit, used - (int(files[1]) if files else 0)
+
+
+def resident_bytes(proc: Path = PROC) -> int:
+    """Memory that this process takes now; 0 where the system doesn't say it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmRSS:\s*(\d+) kB$", (proc / "self" / "status").read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
+    return 0

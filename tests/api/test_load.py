@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musespark.api.load import load_model, model_info, plan_pages
+from musespark.api.load import load_model, model_info
 from musespark.api.settings import Settings
 from musespark.chat.messages import Image, Message, Text
 from musespark.chat.tokenizer import LLAMA4_TOKENS, Tokenizer
@@ -24,8 +24,6 @@ from musespark.model.presets import preset
 from musespark.providers.base import ChatEvent, ChatRequest, ContentDelta, Finished, ReasoningDelta
 from tests.chat.image_samples import encoded, picture
 from tests.model.files import TOY, random_tensors, toy_config
-
-MIB = 1 << 20
 
 
 @pytest.fixture(scope="module")
@@ -178,35 +176,6 @@ def test_the_fingerprint_changes_with_precision_and_weights(checkpoint: Path, tm
     (checkpoint / "chat_template.jinja").write_text("another way to ask")
     assert fingerprint("bf16") != second
     (checkpoint / "chat_template.jinja").unlink()
-
-
-# toy: a window of 128 tokens is 2 pages and one for the edge, a step of 512 is 8 and one, the context has 16 pages
-LEAST_SLIDING, LEAST_FULL = 3 + 9, 9
-
-
-def test_plenty_of_memory_gives_twice_what_all_choices_can_use() -> None:
-    assert plan_pages(TOY, 1000, 1000, memory_bytes=1 << 30, max_running=16) == (2 * 16 * 16, 2 * 16 * 3 + 9)
-
-
-def test_the_plan_never_exceeds_the_memory_and_needs_a_least() -> None:
-    page = MIB // 4
-    least = (LEAST_SLIDING + LEAST_FULL) * page
-    assert plan_pages(TOY, page, page, memory_bytes=least, max_running=16) == (LEAST_FULL, LEAST_SLIDING)
-    with pytest.raises(ConfigError, match="MUSESPARK_KV_MEMORY_MB is 5; this model needs at least 6"):
-        plan_pages(TOY, page, page, memory_bytes=least - 1, max_running=16)
-    for memory in (6 * MIB, 20 * MIB, 57 * MIB, 100 * MIB):
-        full, sliding = plan_pages(TOY, page, 3 * page // 2, memory_bytes=memory + least, max_running=16)
-        assert full * page + sliding * 3 * page // 2 <= memory + least
-        assert full >= LEAST_FULL
-        assert sliding >= LEAST_SLIDING
-
-
-def test_a_group_without_layers_costs_nothing() -> None:
-    long = toy_config(max_position_embeddings=1 << 20)
-    full, sliding = plan_pages(long, 1000, 0, memory_bytes=MIB, max_running=16)
-    assert (full, sliding) == (MIB // 1000, 2 * 16 * 3 + 9)
-    full, sliding = plan_pages(long, 0, 1000, memory_bytes=MIB, max_running=16)
-    assert (full, sliding) == (2 * 16 * (1 << 14), 2 * 16 * 3 + 9)
 
 
 def test_the_program_of_the_gpu_answers_as_the_native_one(checkpoint: Path, tmp_path: Path) -> None:

@@ -46,6 +46,31 @@ def test_the_limit_of_the_group_or_of_one_above_it_holds(group: str, proc: Path,
     assert available_memory_bytes(proc, groups) == 30 * MIB  # copies of files make room
 
 
+@pytest.mark.parametrize("group", ["a/b", "a", "."])
+def test_groups_of_version_1_have_other_names(group: str, tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("4:cpu,memory:/a/b\n3:cpuset:/a\n0::/\n")
+    folder = tmp_path / "groups" / "memory" / group
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(f"{50 * MIB}\n")
+    (folder / "memory.usage_in_bytes").write_text(f"{30 * MIB}\n")
+    (folder / "memory.stat").write_text(f"inactive_file 7\ntotal_inactive_file {10 * MIB}\n")
+    assert total_memory_bytes(tmp_path, tmp_path / "groups") == 50 * MIB
+    assert available_memory_bytes(tmp_path, tmp_path / "groups") == 30 * MIB
+
+
+def test_a_group_of_version_1_without_a_limit_has_the_largest_number(tmp_path: Path) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "cgroup").write_text("4:memory:/\n")
+    folder = tmp_path / "groups" / "memory"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    (folder / "memory.usage_in_bytes").write_text("5\n")
+    (folder / "memory.stat").write_text("")
+    assert total_memory_bytes(tmp_path, tmp_path / "groups") == available_memory_bytes(tmp_path, tmp_path / "groups")
+    assert total_memory_bytes(tmp_path, tmp_path / "groups") == MACHINE
+
+
 def test_the_lowest_limit_counts_and_one_that_is_used_up_leaves_nothing(proc: Path, tmp_path: Path) -> None:
     limited(tmp_path, "a", str(80 * MIB), current=90 * MIB)
     groups = limited(tmp_path, "a/b", str(90 * MIB))
