@@ -10,6 +10,7 @@ millisecond, at worst `BUSY_TIMEOUT_MS`), so on an event loop they belong in a t
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +18,11 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
-from musespark.accounts import keys, tables
+from musespark.accounts import keys, tables, usage
 from musespark.accounts.actor import Actor, machine
 from musespark.accounts.database import Database
 from musespark.accounts.keys import Key, NewKey
+from musespark.accounts.ledger import Ledger
 from musespark.accounts.releases import Releases
 from musespark.accounts.secret import Pepper, create_pepper, read_pepper
 from musespark.accounts.sessions import Sessions
@@ -30,13 +32,16 @@ from musespark.errors import StateError
 
 
 class Accounts:
-    def __init__(self, database: Database, pepper: Pepper) -> None:
+    def __init__(self, database: Database, pepper: Pepper, state_dir: Path) -> None:
         self.database = database
         self.pepper = pepper
         self.releases = Releases(database)
         self.sessions = Sessions(database, pepper)
         self.sign_in = SignIn(database, pepper, self.sessions)
         self._verifier = KeyVerifier(database, pepper)
+        self._state_dir = state_dir
+        self._ledger: Ledger | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, state_dir: Path, database_url: str | None = None) -> Accounts:
@@ -46,10 +51,19 @@ class Accounts:
         """
         database = Database.open(state_dir, database_url)
         try:
-            return cls(database, _pepper(database, state_dir / "pepper"))
+            return cls(database, _pepper(database, state_dir / "pepper"), state_dir)
         except BaseException:
             database.close()
             raise
+
+    @property
+    def ledger(self) -> Ledger:
+        """Opened when it is first asked for: it begins a journal of this process in the state folder."""
+        with self._lock:
+            if self._ledger is None:
+                self._ledger = Ledger(self.database, self._state_dir)
+                self._ledger.on_settled(usage.count)
+            return self._ledger
 
     @property
     def database_name(self) -> str:
@@ -106,6 +120,8 @@ class Accounts:
         return self._verifier.verify(secret)
 
     def close(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
         self.database.close()
 
     def __enter__(self) -> Self:

@@ -156,7 +156,8 @@ def extend(tx: Transaction, id: str, used: Lines, more: int, now: float, *, give
         raise NotFound(f"there is no hold {id!r}")
     if row.state != "open":
         return Grant(row.granted_output, final=True, code="hold_resolved", message=f"the hold is {row.state}")
-    if not used.covers(row.used):
+    # Their sums only grow; whether a token is reasoning may turn out some tokens later.
+    if used.input_total < row.used.input_total or used.output_total < row.used.output_total:
         raise LedgerConflict(f"the hold {id} had {row.used} and now reports {used}")
     purse = Purse.open(tx, row.hold.scope, now)
     price = row.hold.price
@@ -170,7 +171,9 @@ def extend(tx: Transaction, id: str, used: Lines, more: int, now: float, *, give
     final = waiting = False
     code = message = None
     if added < more:
-        final = give_up or not purse.others_may_free(more * per_token - back, id)
+        # What it has not used yet is held at the dearest rate: the cheaper tokens among it will bring some back.
+        may_return = unused + added > 0 and price.output != price.reasoning
+        final = give_up or not (may_return or purse.others_may_free(more * per_token - back, id))
         waiting = added == 0 and not final
         refusal = purse.refusal(more * per_token, held_by_others=not final)
         code, message = refusal.code, refusal.message

@@ -17,6 +17,7 @@ from musespark.accounts import tables
 from musespark.accounts.database import Database
 from musespark.accounts.limits import NO_LIMITS, Cap, Limits, Rate, SubjectKind
 from musespark.accounts.tables.limits import limits
+from musespark.accounts.verify import AWAY
 from musespark.errors import NotFound
 
 CACHE_S = 0.5
@@ -89,7 +90,11 @@ class LimitReader:
         found = self.remembered(subject_ids)
         if found is None:
             fresh_until = time.monotonic() + CACHE_S  # from before the reading, not after
-            found = read_limits(self._database, subject_ids)
+            try:
+                found = read_limits(self._database, subject_ids)
+            except AWAY:
+                with self._lock:
+                    return self._known.get(subject_ids, (0.0, {}))[1]  # old ones, while the database is away
             with self._lock:
                 self._known[subject_ids] = fresh_until, found
                 self._known.move_to_end(subject_ids)

@@ -29,11 +29,13 @@ from musespark.api.routes import (
     early_access,
     models,
     operations,
+    requests,
+    usage,
 )
 from musespark.api.settings import LOOPBACK_NAMES, Settings
 from musespark.providers.base import Provider
 
-ROUTES = (chat, models, operations, auth, early_access, admin, admin_people, admin_releases)
+ROUTES = (chat, models, usage, requests, operations, auth, early_access, admin, admin_people, admin_releases)
 
 
 def create_app(provider: Provider | None, accounts: Accounts, settings: Settings) -> FastAPI:

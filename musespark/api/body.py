@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -85,3 +85,25 @@ def _joined(chunks: list[bytes]) -> bytes:
     whole = b"".join(chunks)
     chunks.clear()
     return whole
+
+
+class Body:
+    """One request's body: its bytes until somebody takes them, and its place in the reader's memory until `close`."""
+
+    def __init__(self, reader: BodyReader) -> None:
+        self.content = b""
+        self._reader = reader
+        self._place = AsyncExitStack()
+
+    async def read(self, request: Request) -> None:
+        """Raises what `BodyReader.read` does."""
+        self.content = await self._place.enter_async_context(self._reader.read(request))
+
+    def take(self) -> bytes:
+        """The bytes, which nobody else holds then."""
+        content, self.content = self.content, b""
+        return content
+
+    async def close(self) -> None:
+        self.content = b""
+        await self._place.aclose()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from musespark.engine.request import AllowanceEvent, Timing, Usage
 from musespark.providers.base import (
@@ -23,9 +23,23 @@ from musespark.providers.base import (
 )
 
 
-def usage_object(usage: Usage) -> dict[str, Any]:
-    """`image_tokens` is not in OpenAI's prompt details of old, but in its current specification."""
-    return {
+class Bill(Protocol):
+    """What the answer says of money."""
+
+    @property
+    def stopped_by(self) -> tuple[str, str] | None:
+        """Code and message of the limit that ended the answer."""
+        ...
+
+    def billing(self) -> dict[str, Any] | None:
+        """Our own part of the usage object; None before it is known."""
+        ...
+
+
+def usage_object(usage: Usage, bill: Bill | None = None) -> dict[str, Any]:
+    """`image_tokens` is not in OpenAI's prompt details of old, but in its current specification; `billing` is ours."""
+    billing = None if bill is None else bill.billing()
+    result = {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
@@ -37,6 +51,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens, "audio_tokens": 0},
     }
+    return result if billing is None else result | {"billing": billing}
 
 
 def timings_object(timing: Timing) -> dict[str, float | None]:
@@ -48,7 +63,7 @@ def timings_object(timing: Timing) -> dict[str, float | None]:
 class Formatter:
     """The shape of one response: everything that its chunks, or its one object, have in common."""
 
-    def __init__(self, response_id: str, model: ModelInfo, *, logprobs: bool) -> None:
+    def __init__(self, response_id: str, model: ModelInfo, *, logprobs: bool, bill: Bill | None = None) -> None:
         self._common = {
             "id": response_id,
             "created": int(time.time()),
@@ -56,6 +71,7 @@ class Formatter:
             "system_fingerprint": model.fingerprint,
         }
         self._logprobs = logprobs
+        self._bill = bill
 
     async def whole(self, events: AsyncIterator[ChatEvent], metadata: Mapping[str, str] | None) -> dict[str, Any]:
         """The `chat.completion` object, when all events have come."""
@@ -73,8 +89,8 @@ class Formatter:
         response = {
             **self._common,
             "object": "chat.completion",
-            "choices": [choices[index].as_object(index, self._logprobs) for index in sorted(choices)],
-            "usage": usage_object(usage),
+            "choices": [self._explained(choices[index].as_object(index, self._logprobs)) for index in sorted(choices)],
+            "usage": usage_object(usage, self._bill),
         }
         if timing is not None:
             response["timings"] = timings_object(timing)
@@ -97,7 +113,7 @@ class Formatter:
             if not include_usage:
                 return None
             common = {**self._common, "object": "chat.completion.chunk"}
-            return {**common, "choices": [], "usage": usage_object(event)}
+            return {**common, "choices": [], "usage": usage_object(event, self._bill)}
         if isinstance(event, Finished):
             return self._chunk(event.index, {}, None, event.reason, include_usage)
         if isinstance(event, ReasoningDelta):
@@ -116,9 +132,16 @@ class Formatter:
         finish_reason: str | None,
         include_usage: bool,
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = self._explained({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
         chunk = {**self._common, "object": "chat.completion.chunk", "choices": [choice]}
         return chunk | {"usage": None} if include_usage else chunk
+
+    def _explained(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """A choice that ended for money says for which, in an error object of its own."""
+        if choice["finish_reason"] == "budget" and self._bill is not None and self._bill.stopped_by is not None:
+            code, message = self._bill.stopped_by
+            choice["error"] = {"message": message, "type": "rate_limit_error", "param": None, "code": code}
+        return choice
 
 
 @dataclass(slots=True)

@@ -42,7 +42,11 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     """Run until SIGTERM or Ctrl-C. Raises a SetupError if the state folder, the port or the checkpoint is unusable."""
     logs.configure()
     return_large_blocks()
-    with Accounts.open(settings.state_dir, settings.database_url) as accounts, bind(settings.host, settings.port) as listener:
+    with (
+        Accounts.open(settings.state_dir, settings.database_url) as accounts,
+        bind(settings.host, settings.port) as listener,
+    ):
+        accounts.ledger.start()
         app = create_app(None, accounts, settings)
         server = _Server(_uvicorn_config(app, settings))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
@@ -126,6 +130,7 @@ async def _run(
     if model is not None:
         await _drain(model, settings.drain_s, signals)
     await serving
+    await services.metering.close()
     if loading.done():
         loading.result()  # raises what was wrong with the checkpoint
 

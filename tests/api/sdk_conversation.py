@@ -222,7 +222,7 @@ def errors(client: openai.OpenAI) -> None:
     )
     assert (type(missing), missing.code) == (openai.NotFoundError, "model_not_found")
     refused = error_of(client.with_options(api_key="sk-muse-wrong").models.list)
-    assert (type(refused), refused.code) == (openai.AuthenticationError, "invalid_api_key")
+    assert (type(refused), refused.code) == (openai.AuthenticationError, "malformed_api_key")
 
 
 def main(base_url: str, key: str) -> None:

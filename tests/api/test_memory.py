@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from musespark.api import sse
+from musespark.api.body import Body
 from musespark.api.deps import LARGE_AT_ONCE
 from musespark.api.memory import LARGE_BYTES, forget_frames
 from musespark.api.routes import chat
@@ -83,9 +84,9 @@ def test_few_large_bodies_are_parsed_at_once_and_small_ones_pass_them(
     understand, gate = chat._understand, threading.Event()
     running: list[int] = []
 
-    def slowly(body: bytes, *arguments: Any) -> Any:
-        if len(body) > LARGE_BYTES:
-            running.append(len(body))
+    def slowly(body: Body, *arguments: Any) -> Any:
+        if len(body.content) > LARGE_BYTES:
+            running.append(len(body.content))
             assert gate.wait(10)
         return understand(body, *arguments)
 

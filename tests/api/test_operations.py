@@ -92,7 +92,23 @@ def test_models_are_listed_and_found(world: World) -> None:
     listed = world.client.get("/v1/models").json()
     assert listed["object"] == "list"
     [model] = listed["data"]
-    assert model == {"id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "tests"}
+    assert {name: model[name] for name in ("id", "object", "created", "owned_by")} == {
+        "id": MODEL,
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "tests",
+    }
+    assert (model["context"], model["max_output"]) == (4096, 4095)
+    assert model["modalities"] == {"input": ["text", "image"], "output": ["text"]}
+    # With nothing configured it is public, free, and its callers' data is theirs.
+    assert (model["stage"], model["launch_at"], model["shutdown_date"], model["alias_of"]) == (
+        "public",
+        None,
+        None,
+        None,
+    )
+    assert {price["nano_usd"] for price in model["prices"]} == {0}
+    assert model["data_policy"]["training"] is False
     assert world.client.get(f"/v1/models/{MODEL}").json() == model
 
 

@@ -115,6 +115,7 @@ def running_world(
     configured = Settings(state_dir=state_dir, port=0, **settings)
     with Accounts.open(state_dir) as accounts, bind(configured.host, 0) as listener:
         new_key = accounts.create_first_key() or accounts.create_key("another")
+        accounts.ledger.start()
         server = _Server(_uvicorn_config(create_app(provider, accounts, configured), configured))
         thread = threading.Thread(target=_serve, args=(server, listener), daemon=True)
         thread.start()
