@@ -86,6 +86,7 @@ def _start(
         max_batch_tokens=MAX_BATCH_TOKENS,
         max_running=settings.max_running,
         max_waiting=settings.max_waiting,
+        max_draft_tokens=settings.draft_tokens,
         max_pixel_bytes=memory.max_pixel_bytes,
         image_cache_bytes=memory.features,
         decode_latency_target_s=settings.decode_latency_target_ms / 1000,

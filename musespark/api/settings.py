@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         None, ge=64 * MIB, description="for everything together, such as 16GB or 12GiB; None: as much as the parts take"
     )
     kv_memory_mb: int = Field(64, ge=1, description="memory for the paged KV cache; with a memory: at most")
+    draft_tokens: int = Field(
+        8, ge=0, le=64, description="guessed at once for a stream that runs alone (docs/speculation.md); 0: none"
+    )
     max_running: int = Field(16, ge=1, le=MAX_BATCH_TOKENS, description="choices generated at the same time")
     max_waiting: int = Field(64, ge=1, description="requests in the queue; beyond it 429")
     decode_latency_target_ms: float = Field(

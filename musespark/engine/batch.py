@@ -23,19 +23,19 @@ def images_in(chunk: Chunk) -> Iterator[tuple[int, int, int]]:
 def build_batch(chunks: list[Chunk], features: Callable[[Request, int], Float32], hidden_size: int) -> Batch:
     """`features(request, i)` gives the encoded image i (num_tokens, hidden_size)."""
     token_ids: list[int] = []
-    positions = []
+    positions: list[int] = []
     query_start = [0]
-    embed_rows = []
-    embeds = [np.empty((0, hidden_size), dtype=np.float32)]
-    logit_rows = []
+    embed_rows: list[int] = []
+    embeds: list[Float32] = []
+    logit_rows: list[int] = []
     for chunk in chunks:
         request = chunk.sequence.request
         first_row = query_start[-1] - chunk.start  # row of the batch = first_row + position
         token_ids += chunk.sequence.tokens(chunk.start, chunk.end)
         token_ids += chunk.draft
-        positions.append(np.arange(chunk.start, chunk.end + len(chunk.draft), dtype=np.int64))
+        positions += range(chunk.start, chunk.end + len(chunk.draft))
         for image, start, end in images_in(chunk):
-            embed_rows.append(np.arange(first_row + start, first_row + end, dtype=np.int32))
+            embed_rows += range(first_row + start, first_row + end)
             offset = request.image_spans[image][0]
             embeds.append(features(request, image)[start - offset : end - offset])
         query_start.append(len(token_ids))
@@ -44,12 +44,12 @@ def build_batch(chunks: list[Chunk], features: Callable[[Request, int], Float32]
     tables = [chunk.sequence.table for chunk in chunks]
     return Batch(
         token_ids=np.array(token_ids, dtype=np.int32),
-        positions=np.concatenate(positions),
+        positions=np.array(positions, dtype=np.int64),
         query_start=np.array(query_start, dtype=np.int32),
         full_block_table=_rectangle([table.full for table in tables]),
         sliding_block_table=_rectangle([table.sliding for table in tables]),
-        embed_rows=np.concatenate(embed_rows) if embed_rows else np.empty(0, dtype=np.int32),
-        embeds=np.concatenate(embeds),
+        embed_rows=np.array(embed_rows, dtype=np.int32),
+        embeds=np.concatenate(embeds) if embeds else np.empty((0, hidden_size), dtype=np.float32),
         logit_rows=np.array(logit_rows, dtype=np.int32),
     )
 
@@ -69,7 +69,9 @@ def probe_batch(token_id: int, table: BlockTable, hidden_size: int) -> Batch:
 
 
 def _rectangle(rows: list[array[int]]) -> Int32:
-    table = np.full((len(rows), max(len(row) for row in rows)), NO_PAGE, dtype=np.int32)
-    for line, row in zip(table, rows, strict=True):
-        line[: len(row)] = row
-    return table
+    longest = max(map(len, rows))
+    table = array("i")
+    for row in rows:
+        table += row
+        table += array("i", [NO_PAGE]) * (longest - len(row))
+    return np.frombuffer(table, dtype=np.int32).reshape(len(rows), longest)

@@ -131,6 +131,8 @@ class LocalProvider:
             "engine_cached_tokens_total": stats.num_cached_tokens_total,
             "engine_generated_tokens_total": stats.num_generated_tokens_total,
             "engine_preemptions_total": stats.num_preemptions_total,
+            "engine_drafted_tokens_total": stats.num_drafted_tokens_total,
+            "engine_accepted_tokens_total": stats.num_accepted_tokens_total,
             "engine_overloaded_total": stats.num_overloaded_total,
             "engine_failed_requests_total": stats.num_failed_total,
             "engine_images_encoded_total": stats.num_images_encoded_total,

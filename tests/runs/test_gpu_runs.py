@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 GPU = ROOT / "runs" / "gpu"
 
@@ -33,14 +35,19 @@ def test_the_bench_measures_what_is_not_there_yet(tmp_path: Path) -> None:
     assert "| transformers | 3 |" in (tmp_path / "bench-tiny-cpu.md").read_text()
 
 
-def test_the_tests_run_without_a_card_and_say_so(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_tests_run_without_a_card(tmp_path: Path) -> None:
+    """20 s, most of them imports of what the tests below this folder import anyway."""
     done = run("10_test.sh", tmp_path, "--tiny")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[100%]" in (tmp_path / "tests.txt").read_text()
-    assert json.loads((tmp_path / "machine.json").read_text())["device"] == "cpu"
+
+
+def test_without_a_card_they_say_so(tmp_path: Path) -> None:
     refused = run("10_test.sh", tmp_path)
     assert refused.returncode == 3
     assert "no CUDA device" in refused.stdout
+    assert json.loads((tmp_path / "machine.json").read_text())["device"] == "cpu"
 
 
 def test_what_is_missing_is_named() -> None:

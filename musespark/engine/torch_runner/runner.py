@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 MOST_RECORDED_ROWS = 256  # of a decode; beyond it the kernels are long enough
 WORKSPACE_BYTES = 1 << 30  # on a GPU beside weights and pages: activations, copies of pages, torch's own
-GROUPED_KERNEL_SINCE = ((9, 0), (10, 0), (10, 3))  # cards whose `grouped_mm` leaves group sizes on the device
+GROUPED_KERNEL_CARDS = ((9, 0), (10, 0), (10, 3))  # cards whose `grouped_mm` leaves group sizes on the device
 
 
 class TorchRunner:
@@ -239,7 +239,7 @@ def _can_record(network: Network, device: torch.device) -> bool:
     experts = [module for module in network.modules() if isinstance(module, GroupedExperts)]
     if not experts:
         return True
-    has_kernel = torch.cuda.get_device_capability(device) in GROUPED_KERNEL_SINCE
+    has_kernel = torch.cuda.get_device_capability(device) in GROUPED_KERNEL_CARDS
     return has_kernel and all(e.has_one_kernel and e.down_proj.dtype == torch.bfloat16 for e in experts)
 
 
