@@ -9,10 +9,9 @@ What a request may generate can be bounded by an allowance that grows while it r
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -321,9 +320,11 @@ class Engine:
         if token.id in params.stop_token_ids and not params.ignore_eos:
             sequence.finish_reason, sequence.stop_token = "stop", token.id
             return
-        with self._failing_alone(state):
+        try:
             sequence.finish_reason = sequence.output.push(token)
             self._emit_deltas(sequence)
+        except Exception as error:
+            self._fail_output(state, error)
         if sequence.finish_reason is None and sequence.num_generated >= params.max_tokens:
             sequence.finish_reason = "length"
 
@@ -361,7 +362,7 @@ class Engine:
         state = sequence.state
         self._take_out(sequence)
         state.unfinished.remove(sequence)
-        with self._failing_alone(state):
+        try:
             sequence.output.finish(sequence.stop_token)
             self._emit_deltas(sequence)
             self._events.append(FinishEvent(state.request.id, sequence.index, reason))
@@ -369,6 +370,8 @@ class Engine:
             if not state.unfinished:
                 self._events.append(UsageEvent(state.request.id, state.usage(), state.timing()))
                 self._forget_request(state)
+        except Exception as error:
+            self._fail_output(state, error)
 
     def _fail(self, state: RequestState, error: MuseSparkError) -> None:
         """The last event of a request that can't go on."""
@@ -395,14 +398,10 @@ class Engine:
         if not self._states:
             self._pace.idle()
 
-    @contextlib.contextmanager
-    def _failing_alone(self, state: RequestState) -> Iterator[None]:
+    def _fail_output(self, state: RequestState, error: Exception) -> None:
         """Whatever an output raises ends its own request only."""
-        try:
-            yield
-        except Exception as error:
-            log.exception("the output of request %r failed", state.request.id)
-            self._fail(state, EngineFailed(f"the answer could not be read ({type(error).__name__})"))
+        log.error("the output of request %r failed", state.request.id, exc_info=error)
+        self._fail(state, EngineFailed(f"the answer could not be read ({type(error).__name__})"))
 
     def _emit_deltas(self, sequence: Sequence) -> None:
         deltas = sequence.output.take()

@@ -166,6 +166,10 @@ class KVCache:
         self._share(table, num_hit)
         return num_hit
 
+    def has_pages(self, table: BlockTable, num_tokens: int) -> bool:
+        """Whether `num_tokens` fit into the pages of `table`."""
+        return len(table.full) * PAGE_SIZE >= num_tokens  # both groups are as long
+
     def room(self, table: BlockTable, num_tokens: int) -> int:
         """How many tokens more than `num_tokens` fit into the pages of `table` and all available ones."""
         return min(

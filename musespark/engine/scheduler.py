@@ -38,18 +38,15 @@ BY_ORDER = attrgetter("order")
 class Chunk:
     """Positions [start, end) of a sequence, to be computed in this step; they have pages.
 
-    `draft` are guesses at the tokens from `end` on (speculation.py), which are computed, too.
+    `samples`: it reaches the last known token, so that the next one can be sampled. `draft` are guesses at the tokens
+    from `end` on (speculation.py), which are computed, too.
     """
 
     sequence: Sequence
     start: int
     end: int
+    samples: bool
     draft: tuple[int, ...] = ()
-
-    @property
-    def samples(self) -> bool:
-        """Whether it reaches the last known token, so that the next one can be sampled."""
-        return self.end == self.sequence.num_tokens
 
 
 class Scheduler:
@@ -70,7 +67,7 @@ class Scheduler:
         self._fair = FairShare(QUANTUM_STEPS * max_batch_tokens)
         self._chunks: dict[Sequence, Chunk] = {}
         self._budget = 0
-        self._planned: Counter[RequestState] = Counter()  # tokens to be sampled in this step
+        self._planned: dict[RequestState, int] = {}  # tokens to be sampled in this step, of those with an allowance
 
     @property
     def can_advance(self) -> bool:
@@ -177,31 +174,35 @@ class Scheduler:
     def _advance(self, sequence: Sequence) -> None:
         if self._is_paused(sequence):
             return
-        room = self._cache.room(sequence.table, sequence.num_computed)
-        while room < 1 and self._make_room(sequence):
-            room = self._cache.room(sequence.table, sequence.num_computed)
+        start, table = sequence.num_computed, sequence.table
         most = sequence.num_uncomputed - (not self._is_paid(sequence.state))
-        num_tokens = min(most, self._budget, room)
+        num_tokens = min(most, self._budget)
+        if not self._cache.has_pages(table, start + num_tokens):
+            while (room := self._cache.room(table, start)) < 1 and self._make_room(sequence):
+                pass
+            num_tokens = min(most, self._budget, room)  # a preemption gives budget back, too
+            self._cache.extend(table, start + num_tokens)
         if num_tokens < 1:
             return
-        end = sequence.num_computed + num_tokens
-        self._cache.extend(sequence.table, end)
-        chunk = self._chunks[sequence] = Chunk(sequence, sequence.num_computed, end)
-        self._planned[sequence.state] += chunk.samples
+        end = start + num_tokens
+        chunk = self._chunks[sequence] = Chunk(sequence, start, end, end == sequence.num_tokens)
+        if chunk.samples and sequence.request.allowance is not None:
+            self._planned[sequence.state] = self._planned.get(sequence.state, 0) + 1
         self._budget -= num_tokens
         self._charge(chunk)
 
     def _charge(self, chunk: Chunk) -> None:
         """What is computed a second time, and generated tokens when they are computed, cost nothing."""
         sequence = chunk.sequence
-        num_new = min(chunk.end, len(sequence.request.prompt)) - sequence.num_charged
-        cost = PROMPT_TOKEN * max(0, num_new) + GENERATED_TOKEN * chunk.samples
-        sequence.num_charged = max(sequence.num_charged, chunk.end)
+        cost = GENERATED_TOKEN * chunk.samples
+        if sequence.num_charged < chunk.end:
+            cost += PROMPT_TOKEN * max(0, min(chunk.end, len(sequence.request.prompt)) - sequence.num_charged)
+            sequence.num_charged = chunk.end
         self._fair.charge(sequence.request.tenant, cost)
 
     def _is_paid(self, state: RequestState) -> bool:
         """Whether one more token of the request may be sampled in this step."""
-        return self._planned[state] < state.tokens_left
+        return state.request.allowance is None or self._planned.get(state, 0) < state.tokens_left
 
     def _is_paused(self, sequence: Sequence) -> bool:
         return sequence.num_uncomputed == 1 and sequence not in self._chunks and not self._is_paid(sequence.state)
@@ -250,7 +251,8 @@ class Scheduler:
         chunk = self._chunks.pop(sequence, None)
         if chunk is not None:
             self._budget += chunk.end - chunk.start
-            self._planned[sequence.state] -= chunk.samples
+            if sequence.state in self._planned:
+                self._planned[sequence.state] -= chunk.samples
         self._cache.release(sequence.table)
         sequence.num_computed = 0
         self._wait(sequence)

@@ -206,7 +206,8 @@ class EngineService:
                 self._deliver(self._engine.step())
                 if not self._engine.has_work:
                     self._engine.check_integrity()
-            self._stats = self._engine.stats()
+            else:
+                self._stats = self._engine.stats()
 
     def _nothing_to_drain(self, until_s: float) -> bool:
         return not self._engine.has_work or time.monotonic() >= until_s
