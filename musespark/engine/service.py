@@ -292,6 +292,7 @@ class EngineService:
         if stream.request.id in self._streams:
             self._forget(stream)
             self._engine.cancel(stream.request.id)
+            self._stats = self._engine.stats()
 
     def _forget(self, stream: _Stream) -> None:
         del self._streams[stream.request.id]
