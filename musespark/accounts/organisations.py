@@ -18,6 +18,9 @@ from musespark.accounts.names import checked_name
 from musespark.accounts.secret import new_id
 from musespark.errors import NotFound
 
+# An organisation's first project is made with it, so of those of the same second it is the one called so.
+OLDEST_PROJECT = (tables.projects.c.created_at, tables.projects.c.name != "default", tables.projects.c.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Organisation:
@@ -102,7 +105,7 @@ def create_project(database: Database, actor: Actor, organisation_id: str, name:
 def list_projects(database: Database, organisation_id: str | None = None) -> list[Project]:
     """Those of one organisation or of all, oldest first."""
     columns = tables.projects.c
-    query = sa.select(tables.projects).order_by(columns.created_at, columns.id)
+    query = sa.select(tables.projects).order_by(*OLDEST_PROJECT)
     if organisation_id is not None:
         query = query.where(columns.organisation_id == organisation_id)
     with database.read() as connection:
@@ -166,10 +169,7 @@ def default_project(connection: sa.Connection, organisation_id: str | None = Non
     else:
         find_organisation(connection, organisation_id)
     query_project = (
-        sa.select(tables.projects)
-        .where(projects.organisation_id == organisation_id)
-        .order_by(projects.created_at, projects.id)
-        .limit(1)
+        sa.select(tables.projects).where(projects.organisation_id == organisation_id).order_by(*OLDEST_PROJECT).limit(1)
     )
     row = connection.execute(query_project).one_or_none()
     return Project(**row._mapping) if row is not None else insert_project(connection, organisation_id, "default")

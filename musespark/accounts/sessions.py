@@ -197,4 +197,4 @@ def _places(connection: sa.Connection, person_id: str) -> list[Place]:
 def _first_project(connection: sa.Connection, organisation_id: str) -> str:
     projects = tables.projects.c
     query = sa.select(projects.id).where(projects.organisation_id == organisation_id)
-    return connection.scalar(query.order_by(projects.created_at, projects.id).limit(1)) or ""
+    return connection.scalar(query.order_by(*organisations.OLDEST_PROJECT).limit(1)) or ""

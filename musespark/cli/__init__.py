@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from musespark.cli import conformance
+from musespark.cli import audit, conformance, keys, organisations, people, releases
+from musespark.cli.state import StateOption
 from musespark.errors import MuseSparkError
-
-if TYPE_CHECKING:
-    from musespark.accounts.accounts import Accounts
 
 app = typer.Typer(
     name="musespark",
@@ -21,9 +19,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-keys_app = typer.Typer(help="Keys of the API on this machine.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
 app.add_typer(conformance.app, name="conformance")
+app.add_typer(organisations.org_app, name="org")
+app.add_typer(organisations.project_app, name="project")
+app.add_typer(keys.app, name="key")
+app.add_typer(keys.app, name="keys", hidden=True)  # its first name; scripts have it
+app.add_typer(people.app, name="people")
+app.add_typer(releases.app, name="release")
+app.add_typer(audit.app, name="audit")
 
 Precision = Literal["float32", "bf16", "int8", "int4"]
 CheckpointArgument = Annotated[
@@ -34,9 +37,6 @@ PrecisionOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(min=1, max=256, help="Compute threads; one per usable CPU if left out.")
-]
-StateOption = Annotated[
-    Path | None, typer.Option(help="Folder of the database; MUSESPARK_STATE_DIR or the user's data folder if left out.")
 ]
 
 
@@ -277,52 +277,6 @@ def convert(
     from musespark.cli.convert import run_convert
 
     run_convert(source, target, to, dtype=dtype, experts=experts, shard_size=shard_size, type=type)
-
-
-@keys_app.command("create")
-def create_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    expires_days: Annotated[int | None, typer.Option(min=1, max=36_500, help="Days until it stops working.")] = None,
-    state_dir: StateOption = None,
-) -> None:
-    """Make a key and print it, once."""
-    import time
-
-    expires_at = None if expires_days is None else int(time.time()) + expires_days * 86_400
-    with _accounts(state_dir) as accounts:
-        new = accounts.create_key(name, expires_at=expires_at)
-    print(new.secret)
-    print(f"{new.key.id} was made. The key above is not stored and can't be shown again.", file=sys.stderr)
-
-
-@keys_app.command("list")
-def list_keys(
-    state_dir: StateOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON list; times are UTC seconds since 1970.")] = False,
-) -> None:
-    """Show every key ever made, without its secret."""
-    from musespark.cli.keys import print_keys
-
-    with _accounts(state_dir) as accounts:
-        print_keys(accounts.list_keys(), as_json=as_json)
-
-
-@keys_app.command("revoke")
-def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The id that `musespark keys list` shows.")],
-    state_dir: StateOption = None,
-) -> None:
-    """End a key for good; a running server stops accepting it within a second."""
-    with _accounts(state_dir) as accounts:
-        key = accounts.revoke_key(key_id)
-    print(f"{key.id} ({key.name}) is revoked")
-
-
-def _accounts(state_dir: Path | None) -> Accounts:
-    from musespark.accounts.accounts import Accounts
-    from musespark.api.settings import Settings
-
-    return Accounts.open(Settings.read(state_dir=state_dir).state_dir)
 
 
 def _need_torch() -> None:

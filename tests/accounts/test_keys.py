@@ -403,3 +403,11 @@ def test_sql_in_a_name_is_a_name(accounts: Accounts, text: str) -> None:
     with pytest.raises(NotFound):
         accounts.revoke_key(text)
     assert accounts.list_keys(organisation_id=text) == []
+
+
+def test_the_table_of_permissions_in_the_docs_is_the_one_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "accounts.md").read_text(encoding="utf-8")
+    lines = [line for line in text.split("## Who may do what")[1].splitlines() if line.startswith("| `")]
+    documented = {line.split("`")[1]: [cell.strip() == "✓" for cell in line.split("|")[2:-1]] for line in lines}
+    holders = [*scopes.ACCESS_PERMISSIONS.values(), *scopes.ROLE_PERMISSIONS.values()]
+    assert documented == {name: [name in held for held in holders] for name in scopes.OPERATOR}
