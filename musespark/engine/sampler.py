@@ -227,16 +227,29 @@ def largest(values: npt.NDArray[np.floating], count: int) -> Ids:
 
 
 def nucleus(weights: Floats, top_p: float) -> Ids:
-    """Indices, ascending, of the fewest, most likely entries whose share of the sum reaches `top_p`; at least one."""
-    target = top_p * float(weights.sum(dtype=np.float64))
-    likely = likeliest(weights, lambda ids: weights[ids].sum(dtype=np.float64) >= target)
-    values = weights[likely]
-    descending = np.sort(values)[::-1]  # of values, not of ids: several times as fast
-    count = int(np.searchsorted(np.cumsum(descending, dtype=np.float64), target, side="left")) + 1
-    last = descending[min(count, len(descending)) - 1]
-    kept = values > last
-    kept[np.flatnonzero(values == last)[: count - np.count_nonzero(kept)]] = True  # the lowest ids of equals
-    return likely[kept]
+    """Indices, ascending, of the fewest, most likely entries whose share of the sum reaches `top_p`; at least one.
+
+    Without sorting them all: the entries are counted in buckets of about the same weight, and only the bucket in which
+    the share is reached is sorted.
+    """
+    bucket = buckets(weights)
+    descending = np.cumsum(np.bincount(bucket, weights=weights)[::-1])  # the last bucket has the largest entry
+    target = top_p * descending[-1]
+    at = min(int(np.searchsorted(descending, target, side="left")), len(descending) - 1)
+    border = len(descending) - 1 - at
+    kept = bucket > border
+    near = np.flatnonzero(bucket == border)
+    order = near[np.argsort(-weights[near], kind="stable")]
+    rest = target - (descending[at - 1] if at else 0.0)
+    kept[order[: np.searchsorted(np.cumsum(weights[order], dtype=np.float64), rest, side="left") + 1]] = True
+    return np.flatnonzero(kept)
+
+
+def buckets(weights: Floats) -> Ids:
+    """A number for each weight (not negative) that grows with it: exponent and four bits, so 16 to a factor of 2."""
+    if weights.dtype == np.float32:
+        return (weights.view(np.uint32) >> 19).astype(np.intp)
+    return (weights.view(np.uint64) >> 48).astype(np.intp)
 
 
 def with_logprobs(token: int, logits: Float32, num_top: int | None) -> SampledToken:

@@ -229,12 +229,15 @@ def test_nucleus_is_the_fewest_that_reach_top_p(weights: list[int], percent: int
     assert len(found) == 1 or 100 * before < percent * wanted or math.isclose(100 * before, percent * wanted)
 
 
-def test_nucleus_of_a_vocabulary_equals_that_of_a_sort() -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("top_p", [0.0, 0.5, 0.9, 0.999])
+def test_nucleus_of_a_vocabulary_equals_that_of_a_sort(kind: type[np.floating], top_p: float) -> None:
     for spread in (0.1, 1.0, 3.0, 8.0):
-        weights = np.exp(np.random.default_rng(5).standard_normal(20_000) * spread)
+        weights = np.exp(np.random.default_rng(5).standard_normal(20_000) * spread - 40).astype(kind)
         order = np.argsort(-weights, kind="stable")
-        count = int(np.searchsorted(np.cumsum(weights[order]), 0.9 * weights.sum())) + 1
-        assert sorted(nucleus(weights, 0.9)) == sorted(order[:count])
+        exact = weights.astype(np.float64)
+        count = int(np.searchsorted(np.cumsum(exact[order]), top_p * exact.sum())) + 1
+        assert nucleus(weights, top_p).tolist() == sorted(order[:count])
 
 
 def test_pick_gives_each_its_share_and_nothing_to_weight_zero() -> None:
