@@ -135,7 +135,7 @@ def test_while_the_model_is_loaded_the_server_is_alive_and_not_ready(tmp_path: P
         loading = server.wait_for("/readyz", 503)
         assert loading.json()["error"]["code"] == "model_loading"
         assert int(loading.headers["retry-after-ms"]) > 0
-        assert server.wait_for("/readyz", 200).json() == {"status": "ready"}
+        assert server.wait_for("/readyz", 200).json() == {"status": "ready", "database": "up"}
         assert ask(server, key_in(server.wait_for_banner())).status_code == 200
 
 
