@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from musespark.chat.images import PatchedImage
-from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32
+from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32, WholeImage
 from musespark.errors import EngineFailed
 from musespark.model.config import ModelConfig
 from musespark.model.presets import preset
@@ -109,6 +109,9 @@ class HashRunner:
     def encode_image(self, image: PatchedImage) -> Float32:
         self.num_images_encoded += 1
         return image_features(image, self.config.text.hidden_size)
+
+    def start_image(self, image: PatchedImage) -> WholeImage:
+        return WholeImage(self.encode_image, image)
 
     def close(self) -> None:
         self.closed = True

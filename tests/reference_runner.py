@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32
+from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32, WholeImage
 from musespark.errors import EngineFailed
 from musespark.model.config import ModelConfig
 from musespark.model.network import Network
@@ -76,6 +76,9 @@ class ReferenceRunner:
     def encode_image(self, image: PatchedImage) -> Float32:
         self._check_open()
         return self.network.encode_images([image])[0].numpy()
+
+    def start_image(self, image: PatchedImage) -> WholeImage:
+        return WholeImage(self.encode_image, image)
 
     def close(self) -> None:
         self.pages = []

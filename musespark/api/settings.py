@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     precision: Literal["float32", "bf16", "int8", "int4"] | None = Field(
         None, description="None: the integers of the checkpoint, else bf16"
     )
+    kv_precision: Literal["float32", "bf16", "int8"] | None = Field(
+        None, description="of the KV cache of the native core; int8 halves it; None: bf16, or float32 with float32"
+    )
     device: Literal["cpu", "cuda", "torch-cpu"] = Field(
         "cpu",
         description="cpu: the native core; cuda: torch on a GPU; torch-cpu: the same program on the CPU, to try it",

@@ -66,6 +66,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if left out.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="PORT or 8000 if left out.")] = None,
     precision: PrecisionOption = None,
+    kv_precision: Annotated[
+        Literal["float32", "bf16", "int8"] | None,
+        typer.Option(help="Of the KV cache; int8 halves it. bf16 if left out, or float32 with float32."),
+    ] = None,
     device: Annotated[
         Literal["cpu", "cuda", "torch-cpu"] | None, typer.Option(help="cuda: a GPU (needs torch); cpu if left out.")
     ] = None,
@@ -87,6 +91,7 @@ def serve(
             host=host,
             port=port,
             precision=precision,
+            kv_precision=kv_precision,
             device=device,
             threads=threads,
             memory=memory,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from musespark.engine import _native
 from musespark.engine.machine_memory import available_memory_bytes, total_memory_bytes
-from musespark.engine.native_vision import native_tower
+from musespark.engine.native_vision import NativeEncoding, native_tower
 from musespark.engine.rotary import rotary_frequencies, scaled_frequencies
 from musespark.errors import CheckpointError, ConfigError, EngineFailed, NotEnoughMemory
 from musespark.model.checkpoint import Checkpoint
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from musespark.engine.runner import Batch
 
 Isa = Literal["avx512", "avx512_base", "avx2", "portable"]
+KvPrecision = Literal["float32", "bf16", "int8"]
 Fetched = tuple[str, np.ndarray, np.ndarray | None, int]  # dtype, values, scales, group size
 
 MAX_THREADS: int = _native.build_info()["max_threads"]
@@ -50,6 +51,7 @@ class NativeRunner:
     int8: text weights in int8 groups as stored (quantised here if the checkpoint is not), operands quantised per token
     and group, KV and image tower as in bf16. int4: the same in four bits, but what a quantised checkpoint keeps in
     floats is kept in bf16. Norms, router, residual stream and soft cap are float32 in all of them.
+    kv_precision: of the pages; int8 halves them, with a scale for each token and head, and attends in integers.
     num_threads None: as many as this process may use. isa None: the best that this machine has.
     progress is told how many bytes of the weights have been read, and of how many.
     Raises NotEnoughMemory before anything is read, CheckpointError for tensors that can't be loaded, ConfigError for
@@ -61,20 +63,24 @@ class NativeRunner:
         checkpoint: Checkpoint,
         *,
         precision: Precision | None = None,
+        kv_precision: KvPrecision | None = None,
         num_full_pages: int,
         num_sliding_pages: int,
         num_threads: int | None = None,
         isa: Isa | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """precision None: `default_precision(checkpoint)`."""
+        """precision None: `default_precision(checkpoint)`; kv_precision None: `default_kv_precision(precision)`."""
         self.config: ModelConfig = checkpoint.config
         self.precision: Precision = default_precision(checkpoint) if precision is None else precision
+        self.kv_precision: KvPrecision = kv_precision or default_kv_precision(self.precision)
         self.num_full_pages = num_full_pages
         self.num_sliding_pages = num_sliding_pages
         threads = usable_cores() if num_threads is None else num_threads
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision is {precision!r}; it must be one of {', '.join(get_args(Precision))}")
+        if self.kv_precision not in get_args(KvPrecision):
+            raise ConfigError(f"kv_precision is {kv_precision!r}; it must be one of {', '.join(get_args(KvPrecision))}")
         if not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"num_threads is {threads:,}; it must be from 1 to {MAX_THREADS}")
         if (
@@ -88,7 +94,8 @@ class NativeRunner:
                 f"precision is {self.precision}, but {checkpoint.folder} is stored in 8 bits; load it in int8, or "
                 "quantise the original to 4 bits"
             )
-        _check_memory(checkpoint, self.precision, num_full_pages, num_sliding_pages)
+        pages = page_bytes(self.config, self.precision, self.kv_precision)
+        _check_memory(checkpoint, self.precision, pages, num_full_pages, num_sliding_pages)
         reader = WeightReader(checkpoint, progress)
         rounding = rounding_group(checkpoint.quantization is not None, self.precision)
         tower = native_tower(self.config)
@@ -98,6 +105,7 @@ class NativeRunner:
                 vision=tower,
                 fetch=lambda name: _fetch(reader, name, rounding),
                 precision=self.precision,
+                kv_precision=self.kv_precision,
                 num_full_pages=num_full_pages,
                 num_sliding_pages=num_sliding_pages,
                 num_threads=threads,
@@ -148,13 +156,23 @@ class NativeRunner:
     def encode_image(self, image: PatchedImage) -> npt.NDArray[np.float32]:
         """Features (num_tokens, D) float32 of one image, for Llama 4 of one tile, ready to take the place of text
         embeddings. Raises ValueError without a tower, or for a grid that it can't take."""
+        features = self.start_image(image).run()
+        assert features is not None, "without a budget it runs to the end"
+        return features
+
+    def start_image(self, image: PatchedImage) -> NativeEncoding:
+        """The same in pieces: the work is done by the `run` of what this returns. Raises as `encode_image` does."""
         self._refuse_if_closed()
         rows, columns = image.grid
         if rows * columns != len(image.patches):  # before memory for the features is asked for
             raise ValueError(f"patches must be rows * columns; {len(image.patches):,} are not {rows} x {columns}")
         features = np.empty((image.num_tokens, self.config.text.hidden_size), np.float32)
-        self._model.encode_image(image.patches, rows, columns, features)
-        return features
+        return NativeEncoding(self, self._model.start_image(image.patches, rows, columns, features), features)
+
+    def continue_image(self, image: _native.StartedImage, budget_s: float) -> bool:
+        """Of NativeEncoding: whether it is done."""
+        self._refuse_if_closed()
+        return self._model.continue_image(image, budget_s)
 
     def close(self) -> None:
         """Free the memory, after a call that is running. Further calls raise EngineFailed."""
@@ -166,24 +184,25 @@ class NativeRunner:
             raise EngineFailed("the runner is closed")
 
 
-def _check_memory(checkpoint: Checkpoint, precision: Precision, num_full_pages: int, num_sliding_pages: int) -> None:
+def _check_memory(
+    checkpoint: Checkpoint, precision: Precision, pages: tuple[int, int], num_full_pages: int, num_sliding_pages: int
+) -> None:
     for name, count in (("num_full_pages", num_full_pages), ("num_sliding_pages", num_sliding_pages)):
         if not 0 <= count < 2**31:
             raise ConfigError(f"{name} is {count:,}; it must be from 0 to 2,147,483,647")
-    full, sliding = page_bytes(checkpoint.config, precision)
-    pages, total = num_full_pages * full + num_sliding_pages * sliding, total_memory_bytes()
-    if pages > total:
+    kv, total = num_full_pages * pages[0] + num_sliding_pages * pages[1], total_memory_bytes()
+    if kv > total:
         raise ConfigError(
-            f"{num_full_pages:,} full and {num_sliding_pages:,} sliding pages take {pages / 2**30:,.1f} GiB; "
+            f"{num_full_pages:,} full and {num_sliding_pages:,} sliding pages take {kv / 2**30:,.1f} GiB; "
             f"this machine has {total / 2**30:,.1f} GiB of memory"
         )
     weights, available = planned_weight_bytes(checkpoint, precision), available_memory_bytes()
     step = weights // STEP_SHARE
     # Pages fill up while the runner works; while it is made, a tensor that is being read takes their place.
-    if weights + step + max(pages, largest_tensor_bytes(checkpoint)) > available:
+    if weights + step + max(kv, largest_tensor_bytes(checkpoint)) > available:
         raise NotEnoughMemory(
             f"{checkpoint.folder} does not fit: in {precision} its weights take {weights / 2**30:,.2f} GiB, a step "
-            f"{step / 2**30:,.2f} GiB and pages for contexts {pages / 2**30:,.2f} GiB; {available / 2**30:,.2f} GiB of "
+            f"{step / 2**30:,.2f} GiB and pages for contexts {kv / 2**30:,.2f} GiB; {available / 2**30:,.2f} GiB of "
             f"this machine's {total / 2**30:,.2f} GiB are free; use a coarser precision or a larger machine"
         )
 
@@ -195,9 +214,17 @@ def default_precision(checkpoint: Checkpoint) -> Precision:
     return "int4" if checkpoint.quantization.bits == 4 else "int8"
 
 
-def page_bytes(config: ModelConfig, precision: Precision) -> tuple[int, int]:
-    """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group."""
-    full, sliding = _native.page_bytes(_text(config), precision)
+def default_kv_precision(precision: Precision) -> KvPrecision:
+    """float32 where everything is, else bf16."""
+    return "float32" if precision == "float32" else "bf16"
+
+
+def page_bytes(config: ModelConfig, precision: Precision, kv_precision: KvPrecision | None = None) -> tuple[int, int]:
+    """Bytes of one full page and of one sliding page: K and V of 64 tokens in all layers of the group.
+
+    kv_precision None: what `precision` has by default.
+    """
+    full, sliding = _native.page_bytes(_text(config), kv_precision or default_kv_precision(precision))
     return full, sliding
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from musespark.chat.images import PatchedImage
     from musespark.model.config import ModelConfig
 
@@ -48,6 +50,38 @@ class Batch:
     logit_rows: Int32  # (R,) rows whose logits are wanted, ascending
 
 
+class ImageEncoding(Protocol):
+    """An image on its way to its features. Dropping it abandons it."""
+
+    @property
+    def progress(self) -> float:
+        """The share of the work that is done, from 0 to 1."""
+        ...
+
+    def run(self, budget_s: float | None = None) -> Float32 | None:
+        """Work for about `budget_s` seconds, a small unit at least; None: to the end. The features once they are done,
+        the same bits however the work was cut."""
+        ...
+
+
+class WholeImage:
+    """The encoding of a runner that can't cut its work: all of it in the first `run`."""
+
+    def __init__(self, encode: Callable[[PatchedImage], Float32], image: PatchedImage) -> None:
+        self._encode = encode
+        self._image = image
+        self._features: Float32 | None = None
+
+    @property
+    def progress(self) -> float:
+        return 0.0 if self._features is None else 1.0
+
+    def run(self, budget_s: float | None = None) -> Float32:
+        if self._features is None:
+            self._features = self._encode(self._image)
+        return self._features
+
+
 class Runner(Protocol):
     """A model with paged memory. One thread at a time calls it.
 
@@ -71,6 +105,10 @@ class Runner(Protocol):
 
     def encode_image(self, image: PatchedImage) -> Float32:
         """Features (num_tokens, D) float32 of one image, already normed as text embeddings are."""
+        ...
+
+    def start_image(self, image: PatchedImage) -> ImageEncoding:
+        """The same in pieces, so that running streams need not wait for all of it. Raises as `encode_image` does."""
         ...
 
     def close(self) -> None:

@@ -21,11 +21,11 @@ LENGTH = 200
 LOCAL_SPAN = 70  # the window, or the chunk: then position 150 is in the third
 FAMILIES: tuple[ModelType, ...] = ("muse_spark", "muse_glimmer", "llama4")
 CASES = [
-    (family, precision, isa)
+    (family, precision, "float32" if precision == "float32" else "bf16", isa)
     for family in FAMILIES
     for precision in ("float32", "bf16", "int8", "int4")
     for isa in available_isas()
-]
+] + [(family, "int8", "int8", isa) for family in FAMILIES for isa in available_isas()]
 
 
 def network_of(family: ModelType) -> Network:
@@ -48,8 +48,8 @@ def network() -> Network:
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case))
 def runner(request: pytest.FixtureRequest) -> NativeRunner:
-    family, precision, isa = request.param
-    return native(network_of(family), precision=precision, isa=isa, num_threads=2)
+    family, precision, kv_precision, isa = request.param
+    return native(network_of(family), precision=precision, kv_precision=kv_precision, isa=isa, num_threads=2)
 
 
 @pytest.fixture(scope="module")

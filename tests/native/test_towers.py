@@ -13,13 +13,13 @@ import torch
 from musespark.chat.images import PatchedImage, patch_image
 from musespark.chat.tiles import tile_image
 from musespark.engine.native import NativeRunner, available_isas
-from musespark.errors import ConfigError
+from musespark.errors import ConfigError, EngineFailed
 from musespark.model.checkpoint import open_checkpoint, save_checkpoint
 from musespark.model.network import Network, build_network
 from musespark.model.network.layers import Linear
 from tests.chat.image_samples import picture as drawing
 from tests.model.network.builders import picture
-from tests.native.runners import native
+from tests.native.runners import Stream, batch_of, native
 from tests.native.towers import FAMILIES, images_for, random_tower, reference_features
 
 ISAS = available_isas()
@@ -109,6 +109,55 @@ def test_the_number_of_threads_changes_nothing(family: str, precision: str, isa:
     for result in results[1:]:
         for got, first in zip(result, results[0], strict=True):
             assert np.array_equal(got, first)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_in_pieces_beside_others_and_a_text_gives_the_same_bits(family: str, isa: str) -> None:
+    """Two images and decode steps in turns, one unit at a time."""
+    network = random_tower(family, 4)
+    images = images_for(network, 4)
+    runner = native(network, precision="bf16", isa=isa, num_threads=2)
+    whole = [runner.encode_image(image) for image in images]
+    started = [runner.start_image(image) for image in images]
+    before = runner.forward(batch_of(Stream([20, 21, 22], [0])))
+    while any(encoding.progress < 1 for encoding in started):
+        shares = [encoding.progress for encoding in started]
+        done = [encoding.run(budget_s=0.0) for encoding in started]
+        assert all(new.progress > old or old == 1.0 for new, old in zip(started, shares, strict=True))
+        assert all((features is not None) == (e.progress == 1.0) for e, features in zip(started, done, strict=True))
+        assert np.array_equal(runner.forward(batch_of(Stream([20, 21, 22], [0]))), before)
+    for encoding, expected in zip(started, whole, strict=True):
+        features = encoding.run()  # once more, after the end
+        assert features is not None
+        assert np.array_equal(features, expected)
+
+
+@pytest.mark.parametrize("family", ["muse_spark", "muse_glimmer"])
+def test_rows_that_are_worked_on_apart_see_each_other(family: str) -> None:
+    """1,736 patches of a narrow tower are three units of rows, whose borders lie inside windows and pages."""
+    network = random_tower(family, 4)
+    image = picture(62, 28, 1)
+    encoding = native(network).start_image(image)
+    assert encoding.run(budget_s=0.0) is None
+    tower = network.config.image_tower
+    assert tower is not None
+    assert encoding.progress == 1 / (3 * (1 + 2 * tower.num_hidden_layers) + 1)
+    features = encoding.run()
+    assert features is not None
+    assert_close(features, *reference_features(network, [image]))
+
+
+def test_an_image_that_was_started_ends_with_its_runner() -> None:
+    network = random_tower("muse_spark", 4)
+    runner = native(network)
+    encoding = runner.start_image(images_for(network, 4)[0])
+    assert encoding.run(budget_s=0.0) is None
+    with pytest.raises(ValueError, match="another model"):
+        native(network).continue_image(encoding._started, 1.0)
+    runner.close()
+    with pytest.raises(EngineFailed):
+        encoding.run()
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from musespark.chat.images import PatchedImage
 from musespark.chat.settings import ChatSettings
 from musespark.chat.tokenizer import Tokenizer
 from musespark.engine.engine import Engine
-from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32
+from musespark.engine.runner import NO_PAGE, PAGE_SIZE, Batch, Float32, WholeImage
 from musespark.engine.service import EngineService
 from musespark.model.config import ModelConfig
 from musespark.model.generation import GenerationDefaults
@@ -70,6 +70,9 @@ class TalkingRunner:
 
     def encode_image(self, image: PatchedImage) -> Float32:
         return np.zeros((image.num_tokens, self.config.text.hidden_size), dtype=np.float32)
+
+    def start_image(self, image: PatchedImage) -> WholeImage:
+        return WholeImage(self.encode_image, image)
 
     def close(self) -> None:
         self.closed = True

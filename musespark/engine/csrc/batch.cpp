@@ -45,6 +45,7 @@ BatchChecker::BatchChecker(const TextConfig& config, int64_t num_full_pages, int
 const Plan& BatchChecker::check(const Batch& batch) {
     plan_.page_runs.clear();
     plan_.query_blocks.clear();
+    for (Spans& spans : plan_.spans) spans = {};
     check_rows(batch);
     stamp_ = next_stamp_;
     next_stamp_ += batch.num_sequences;  // now already: a batch that is refused half-way has left its stamps, too
@@ -92,9 +93,16 @@ void BatchChecker::check_sequence(const Batch& b, int64_t sequence) {
         plan_.page_runs.push_back({sequence, b.positions[row] / kPageTokens, row, count, slot});
         row += count;
     }
-    const int64_t queries = (end - begin) * (config_.num_attention_heads / config_.num_key_value_heads);
+    const int64_t group = config_.num_attention_heads / config_.num_key_value_heads, queries = (end - begin) * group;
     for (int64_t q = 0; q < queries; q += kQueryRows) {
-        plan_.query_blocks.push_back({sequence, q, std::min(kQueryRows, queries - q)});
+        const int64_t count = std::min(kQueryRows, queries - q);
+        plan_.query_blocks.push_back({sequence, q, count});
+        for (const bool local : {false, true}) {
+            const int64_t first_key = config_.first_key(local, first + q / group);
+            const int64_t length = ranges_between(first_key, first + (q + count - 1) / group + 1);
+            Spans& spans = plan_.spans[local];
+            spans = {std::max(spans.longest, length), spans.total + length};
+        }
     }
 }
 

@@ -40,9 +40,15 @@ struct QueryBlock {
     int64_t count;
 };
 
+// Ranges of pages (attention.h) that query blocks see: the most that one does, and the sum.
+struct Spans {
+    int64_t longest, total;
+};
+
 struct Plan {
     std::vector<PageRun> page_runs;
     std::vector<QueryBlock> query_blocks;
+    Spans spans[2];  // in full and in local layers
 };
 
 // Checks every length, id, position and page, and plans the step. After it, nothing in the batch can lead outside the

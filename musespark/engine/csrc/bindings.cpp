@@ -173,13 +173,14 @@ TextConfig text_config(const nb::dict& d) {
 }
 
 void construct(Model* self, const nb::dict& text, const nb::object& vision, nb::callable fetch,
-               const std::string& precision, int64_t num_full_pages, int64_t num_sliding_pages, int num_threads,
-               const std::string& isa) {
+               const std::string& precision, const std::string& kv_precision, int64_t num_full_pages,
+               int64_t num_sliding_pages, int num_threads, const std::string& isa) {
     PythonSource source(std::move(fetch));
     std::optional<VisionConfig> with_vision;
     if (!vision.is_none()) with_vision = vision_config(nb::cast<nb::dict>(vision));
     const TextConfig with_text = text_config(text);
-    const ModelOptions options = {precision_of(precision), num_full_pages, num_sliding_pages, num_threads, isa};
+    const ModelOptions options = {
+        precision_of(precision), precision_of(kv_precision), num_full_pages, num_sliding_pages, num_threads, isa};
     const nb::gil_scoped_release release;
     new (self) Model(source, with_text, with_vision, options);
 }
@@ -217,8 +218,15 @@ void forward(Model& self, const Vector<const int32_t>& token_ids, const Vector<c
     self.forward(batch, logits.data());
 }
 
-void encode_image(Model& self, const Table<const float>& patches, int64_t rows, int64_t columns,
-                  const Table<float>& features) {
+// An image on its way, and the arrays that it reads and writes.
+struct StartedImage {
+    std::unique_ptr<ImageEncoding> encoding;
+    Table<const float> patches;
+    Table<float> features;
+};
+
+StartedImage start_image(Model& self, const Table<const float>& patches, int64_t rows, int64_t columns,
+                         const Table<float>& features) {
     require(self.vision().has_value(), "this checkpoint has no vision tower, so it takes no images");
     const int64_t merged = self.vision()->merge_size * self.vision()->merge_size;
     require(rows >= 1 && columns >= 1 && rows <= INT32_MAX && columns <= INT32_MAX &&
@@ -226,8 +234,15 @@ void encode_image(Model& self, const Table<const float>& patches, int64_t rows, 
             "patches must be (rows * columns, 3 * patch_size^2)");
     require(extent(features, 0) == rows * columns / merged && extent(features, 1) == self.text().hidden_size,
             "features must be (number of merged patches, hidden_size)");
+    StartedImage image = {nullptr, patches, features};
     const nb::gil_scoped_release release;
-    self.encode_image(patches.data(), rows, columns, features.data());
+    image.encoding = self.start_image(patches.data(), rows, columns, features.data());
+    return image;
+}
+
+bool continue_image(Model& self, StartedImage& image, double budget_s) {
+    const nb::gil_scoped_release release;
+    return self.continue_image(*image.encoding, budget_s);
 }
 
 nb::dict build_info() {
@@ -252,18 +267,22 @@ NB_MODULE(_native, m) {
     m.def("build_info", &build_info);
     m.def(
         "page_bytes",
-        [](const nb::dict& text, const std::string& precision) {
-            return page_bytes(text_config(text), precision_of(precision));
+        [](const nb::dict& text, const std::string& kv_precision) {
+            return page_bytes(text_config(text), precision_of(kv_precision));
         },
-        "text"_a, "precision"_a);
+        "text"_a, "kv_precision"_a);
+    nb::class_<StartedImage>(m, "StartedImage").def_prop_ro("progress", [](const StartedImage& image) {
+        return static_cast<double>(image.encoding->num_done.load()) / static_cast<double>(image.encoding->num_units);
+    });
     nb::class_<Model>(m, "Model")
-        .def("__init__", &construct, "text"_a, "vision"_a.none(), "fetch"_a, "precision"_a, "num_full_pages"_a,
-             "num_sliding_pages"_a, "num_threads"_a, "isa"_a)
+        .def("__init__", &construct, "text"_a, "vision"_a.none(), "fetch"_a, "precision"_a, "kv_precision"_a,
+             "num_full_pages"_a, "num_sliding_pages"_a, "num_threads"_a, "isa"_a)
         // noconvert: a wrong type is an error of the caller, not a reason for a silent copy.
         .def("forward", &forward, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "query_start"_a.noconvert(),
              "full_block_table"_a.noconvert(), "sliding_block_table"_a.noconvert(), "embed_rows"_a.noconvert(),
              "embeds"_a.noconvert(), "logit_rows"_a.noconvert(), "logits"_a.noconvert())
-        .def("encode_image", &encode_image, "patches"_a.noconvert(), "rows"_a, "columns"_a, "features"_a.noconvert())
+        .def("start_image", &start_image, "patches"_a.noconvert(), "rows"_a, "columns"_a, "features"_a.noconvert())
+        .def("continue_image", &continue_image, "image"_a, "budget_s"_a)
         .def("close",
              [](Model& self) {
                  const nb::gil_scoped_release release;

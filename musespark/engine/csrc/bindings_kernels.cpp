@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings_attention.h"
 #include "isa.h"
 #include "operand.h"
 #include "thread_pool.h"
@@ -105,11 +106,6 @@ void map(const std::string& name, const Row& x, const std::string& isa) {
     } else if (name == "layer_norm") {
         const std::vector<float> ones(static_cast<size_t>(n), 1.0F), zeros(static_cast<size_t>(n));
         kernels.layer_norm(x.data(), ones.data(), zeros.data(), n, 1e-5F, x.data());
-    } else if (name == "softmax") {
-        if (n != kPageTokens) throw std::invalid_argument("softmax takes a page of 64 scores");
-        SoftmaxState state = {kSoftmaxStart, 0.0};
-        kernels.softmax_page(x.data(), 0, n, &state);
-        kernels.scale(x.data(), static_cast<float>(1.0 / state.sum), n);
     } else {
         throw std::invalid_argument("unknown kernel " + name);
     }
@@ -137,6 +133,7 @@ void bind_kernels(nb::module_& m) {
                 "x"_a.noconvert(), "out"_a.noconvert(), "isa"_a);
     kernels.def("map", &map, "name"_a, "x"_a.noconvert(), "isa"_a);
     kernels.def("count_tasks", &count_tasks, "counts"_a.noconvert(), "num_threads"_a, "loops"_a);
+    bind_attention(kernels);
 }
 
 }  // namespace musespark

@@ -1,5 +1,5 @@
-// What happens to single rows: conversion to operands, norms, functions of each element, a page of softmax. Included by
-// kernel_templates.h only.
+// What happens to single rows: conversion to operands, norms, functions of each element. Included by kernel_templates.h
+// only.
 #pragma once
 
 namespace musespark {
@@ -194,27 +194,6 @@ void rotate_neighbours(float* x, const float* cosine, const float* sine, int64_t
         x[2 * i] = a * cosine[i] - b * sine[i];
         x[2 * i + 1] = b * cosine[i] + a * sine[i];
     }
-}
-
-float softmax_page(float* scores, int64_t first, int64_t last, SoftmaxState* state) {
-    const float lowest = -__builtin_inff();
-    for (int64_t i = 0; i < first; ++i) scores[i] = lowest;
-    for (int64_t i = last; i < kPageTokens; ++i) scores[i] = lowest;
-    float lane[kPanel];
-    for (int64_t i = 0; i < kPanel; ++i) lane[i] = state->maximum;
-    for (int64_t i = 0; i < kPageTokens; i += kPanel) {
-        for (int64_t j = 0; j < kPanel; ++j) lane[j] = scores[i + j] > lane[j] ? scores[i + j] : lane[j];
-    }
-    float maximum = lane[0];
-    for (int64_t j = 1; j < kPanel; ++j) maximum = lane[j] > maximum ? lane[j] : maximum;
-
-    for (int64_t i = 0; i < kPageTokens; ++i) scores[i] = exp2_of(scores[i] - maximum);
-    const float factor = exp2_of(state->maximum - maximum);
-    const float sum = sum_of(
-        kPageTokens, [](Float a) { return a; }, scores);
-    state->sum = state->sum * static_cast<double>(factor) + static_cast<double>(sum);
-    state->maximum = maximum;
-    return factor;
 }
 
 }  // namespace

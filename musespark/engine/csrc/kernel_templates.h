@@ -38,6 +38,7 @@ inline Int broadcast_word(const void* p) {
 
 #include "kernel_products.h"
 #include "kernel_rows.h"
+#include "kernel_attention.h"
 
 namespace musespark {
 namespace {
@@ -63,7 +64,7 @@ constexpr Kernels make_kernels(const char* isa) {
             soft_cap,
             rotate,
             rotate_neighbours,
-            softmax_page};
+            {attend_page<Float32Page>, attend_page<Bfloat16Page>, attend_page<Int8Page>}};
 }
 
 }  // namespace

@@ -50,13 +50,25 @@ struct GemmBlock {
     bool accumulate;  // the chains start from `out` instead of zero; float32 and bfloat16 only
 };
 
-// What one row of attention remembers between pages of keys.
-struct SoftmaxState {
-    float maximum;  // of the scores so far, in units of log2; starts at kSoftmaxStart
-    double sum;     // of 2^(score - maximum); ten million of them in float would lose digits
+// One row of attention in a page: its prepared query and the keys [low, high) of the page that it sees, at least one.
+struct PageQuery {
+    const void* row;  // times what makes scores of units of log2; float32, or by `to_bfloat16`, or by `to_int8`, one group
+    int64_t low, high;
 };
 
-// A finite start, so that a page in which a row sees nothing leaves its state as it was instead of making it NaN.
+// A step of online softmax for rows that see something of one page. Sums are 2^(score - maximum) of the pages so far.
+struct PageBlock {
+    const PageQuery* queries;
+    int64_t num_rows;
+    const std::byte* page;  // as in kv_pages.h
+    int64_t ahead;          // from this page to the one that is needed next, in bytes; 0: none
+    int64_t head_dim;
+    float* maxima;    // (num_rows) of the scores; start at kSoftmaxStart
+    float* sums;      // (num_rows, 16) in 16 lanes; start at zero
+    float* weighted;  // (num_rows, head_dim rounded up to 16) of values; start at zero
+};
+
+// A finite start, so that nothing becomes NaN where there was nothing.
 constexpr float kSoftmaxStart = -1e30F;
 
 struct Kernels {
@@ -93,9 +105,7 @@ struct Kernels {
     // Turn the pairs (x[2 * i], x[2 * i + 1]) by the angle i.
     void (*rotate_neighbours)(float* x, const float* cosine, const float* sine, int64_t half);
 
-    // One page of online softmax: scores (64) become 2^(score - maximum), zero outside [first, last). Returns the
-    // factor by which everything accumulated so far must be multiplied.
-    float (*softmax_page)(float* scores, int64_t first, int64_t last, SoftmaxState* state);
+    void (*attend_page[3])(const PageBlock&);  // by Format, of pages of float32, bfloat16 and int8
 };
 
 constexpr int64_t kPageTokens = 64;

@@ -55,6 +55,52 @@ struct Simd {
         const Int pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, x_low), _mm256_maddubs_epi16(high, x_high));
         return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
+
+    // ---- Of attention: as in simd_avx512.h ----
+    static constexpr int kAttentionRows = 4, kAttentionPanels = 1;
+
+    static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+    static Float max_lanes(Float x) {
+        x = max(x, _mm256_permute2f128_ps(x, x, 1));
+        x = max(x, _mm256_permute_ps(x, 0x4E));
+        return max(x, _mm256_permute_ps(x, 0xB1));
+    }
+    static float first(Float x) { return _mm256_cvtss_f32(x); }
+
+    static Float exp2(Float x) {
+        x = max(set1(-126.0F), x);
+        const Float n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const Float f = _mm256_sub_ps(x, n);
+        Float p = set1(1.326472731e-3F);
+        p = multiply_add(p, f, set1(9.671512991e-3F));
+        p = multiply_add(p, f, set1(5.550733581e-2F));
+        p = multiply_add(p, f, set1(2.402224243e-1F));
+        p = multiply_add(p, f, set1(6.931470037e-1F));
+        p = multiply_add(p, f, set1(1.0F));
+        const Int scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+        const Float y = _mm256_castsi256_ps(scaled);
+        return _mm256_blendv_ps(y, x, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));  // NaN for NaN
+    }
+
+    static void store_bfloat16(void* p, Float x) {
+        const Int bits = _mm256_castps_si256(x);
+        const Int odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        const Int rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+        const Int halves = _mm256_srli_epi32(rounded, 16);
+        const __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        _mm_storeu_si128(static_cast<__m128i*>(p), packed);
+    }
+    static void store_bytes(void* p, Float x) {
+        const Int words = _mm256_cvtps_epi32(x);
+        const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
+    }
+    static Int dot_unsigned(Int sum, Int x, Int weights) {
+        const Int low = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(255)),
+                                          _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8));
+        const Int high = _mm256_madd_epi16(_mm256_srli_epi16(x, 8), _mm256_srai_epi16(weights, 8));
+        return _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+    }
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernel_math.h"
 #include "kernels.h"
 
 namespace musespark {
@@ -73,11 +74,41 @@ struct Simd {
         return dot_int8(dot_int8(sum, low, x_low), high, x_high);
     }
 
+    // ---- Of attention: as in simd_avx512.h ----
+    static constexpr int kAttentionRows = 2, kAttentionPanels = 1;
+
+    static Float max(Float a, Float b) { return a > b ? a : b; }
+    static Float max_lanes(Float x) {
+        x = max(x, Float{x[2], x[3], x[0], x[1]});
+        return max(x, Float{x[1], x[0], x[3], x[2]});
+    }
+    static float first(Float x) { return x[0]; }
+    static Float exp2(Float x) { return Float{exp2_of(x[0]), exp2_of(x[1]), exp2_of(x[2]), exp2_of(x[3])}; }
+    static void store_bfloat16(void* p, Float x) {
+        const uint16_t halves[kWidth] = {bfloat16_of(x[0]), bfloat16_of(x[1]), bfloat16_of(x[2]), bfloat16_of(x[3])};
+        std::memcpy(p, halves, sizeof halves);
+    }
+    static void store_bytes(void* p, Float x) {
+        // 2^23 and a half: rounds to an integer in the low bits
+        const Unsigned bits = reinterpret_cast<Unsigned>(x + 12582912.0F);
+        for (int i = 0; i < kWidth; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(bits[i]);
+    }
+    static Int dot_unsigned(Int sum, Int x, Int weights) {
+        sum += unsigned_byte<0>(x) * byte<0>(weights);
+        sum += unsigned_byte<1>(x) * byte<1>(weights);
+        sum += unsigned_byte<2>(x) * byte<2>(weights);
+        return sum + unsigned_byte<3>(x) * byte<3>(weights);
+    }
+
 private:
     // Byte i of each lane, with its sign.
     template <int i>
     static Int byte(Int x) {
         return reinterpret_cast<Int>(reinterpret_cast<Unsigned>(x) << (24 - 8 * i)) >> 24;
+    }
+    template <int i>
+    static Int unsigned_byte(Int x) {
+        return reinterpret_cast<Int>((reinterpret_cast<Unsigned>(x) >> (8 * i)) & 255U);
     }
 };
 

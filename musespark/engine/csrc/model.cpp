@@ -1,6 +1,7 @@
 #include "model.h"
 
 #include <algorithm>
+#include <chrono>
 #include <initializer_list>
 #include <stdexcept>
 
@@ -55,6 +56,12 @@ Format text_format(Precision precision) {
     return Format::int4;
 }
 
+HeadPage head_page(const TextConfig& text, Precision kv_precision) {
+    require(kv_precision != Precision::int4, "keys and values can't be kept in int4");
+    require(kv_precision != Precision::int8 || text.head_dim <= kLargestInt8Head, "heads are too wide for int8 pages");
+    return {text_format(kv_precision), text.head_dim};
+}
+
 }  // namespace
 
 Model::Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision,
@@ -70,8 +77,8 @@ Model::Model(TensorSource& source, const TextConfig& text, const std::optional<V
     }
     pool_ = std::make_unique<ThreadPool>(options.num_threads);
     const Format format = text_format(options.precision);
-    text_ = std::make_unique<TextModel>(source, text_config_, format, options.num_full_pages, options.num_sliding_pages,
-                                        machine());
+    text_ = std::make_unique<TextModel>(source, text_config_, format, head_page(text_config_, options.kv_precision),
+                                        options.num_full_pages, options.num_sliding_pages, machine());
     if (vision_config_) {
         // The tower is not quantised in any published checkpoint.
         const Format vision_format = format == Format::float32 ? Format::float32 : Format::bfloat16;
@@ -92,11 +99,24 @@ void Model::forward(const Batch& batch, float* logits) {
     text_->forward(with, batch, logits);
 }
 
-void Model::encode_image(const float* patches, int64_t rows, int64_t columns, float* features) {
+std::unique_ptr<ImageEncoding> Model::start_image(const float* patches, int64_t rows, int64_t columns,
+                                                  float* features) {
+    const std::lock_guard lock(mutex_);
+    machine();
+    if (!vision_) throw std::invalid_argument("this checkpoint has no vision tower, so it takes no images");
+    return vision_->start(patches, rows, columns, features);
+}
+
+bool Model::continue_image(ImageEncoding& encoding, double budget_s) {
     const std::lock_guard lock(mutex_);
     const Machine with = machine();
-    if (!vision_) throw std::invalid_argument("this checkpoint has no vision tower, so it takes no images");
-    vision_->encode(with, patches, rows, columns, features);
+    if (encoding.tower != vision_.get()) throw std::invalid_argument("this image was started on another model");
+    const auto start = std::chrono::steady_clock::now();
+    while (encoding.num_done < encoding.num_units) {
+        vision_->advance(with, encoding);
+        if (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() >= budget_s) break;
+    }
+    return encoding.num_done == encoding.num_units;
 }
 
 void Model::close() {
@@ -106,9 +126,9 @@ void Model::close() {
     pool_.reset();
 }
 
-std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision precision) {
+std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision kv_precision) {
     check(text);
-    const HeadPage head = head_page(text, text_format(precision));
+    const HeadPage head = head_page(text, kv_precision);
     return {PagePool::page_bytes(head, text.num_layers(false), text.num_key_value_heads),
             PagePool::page_bytes(head, text.num_layers(true), text.num_key_value_heads)};
 }

@@ -19,6 +19,7 @@ enum class Precision { float32, bfloat16, int8, int4 };
 
 struct ModelOptions {
     Precision precision;
+    Precision kv_precision;  // of keys and values: any but int4
     int64_t num_full_pages, num_sliding_pages;
     int num_threads;
     std::string isa;  // "" for the best
@@ -30,10 +31,12 @@ public:
     Model(TensorSource& source, const TextConfig& text, const std::optional<VisionConfig>& vision,
           const ModelOptions& options);
 
-    // Both may be called from any thread, one call at a time runs; the others wait. Throw std::invalid_argument for bad
+    // These may be called from any thread, one call at a time runs; the others wait. Throw std::invalid_argument for bad
     // input, and std::logic_error after `close`.
     void forward(const Batch& batch, float* logits);
-    void encode_image(const float* patches, int64_t rows, int64_t columns, float* features);
+    std::unique_ptr<ImageEncoding> start_image(const float* patches, int64_t rows, int64_t columns, float* features);
+    // Works on an image for about `budget_s` seconds, one unit at least. Returns whether it is done.
+    bool continue_image(ImageEncoding& encoding, double budget_s);
 
     // Waits for a call that runs, then frees the memory.
     void close();
@@ -59,6 +62,6 @@ private:
 };
 
 // Bytes of a page of each group, full and sliding.
-std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision precision);
+std::pair<int64_t, int64_t> page_bytes(const TextConfig& text, Precision kv_precision);
 
 }  // namespace musespark

@@ -24,10 +24,6 @@ struct Table {
 
 }  // namespace
 
-HeadPage head_page(const TextConfig& config, Format format) {
-    return {format == Format::float32 ? Format::float32 : Format::bfloat16, config.head_dim};
-}
-
 // The angle is rounded to float32 as in the reference. Temperature: 1 + attn_scale * ln(1 + how many whole floor_scales
 // lie before the next position), counted in integers.
 void SelfAttentionScratch::see_positions(const Machine& machine, const TextConfig& config, const Batch& batch) {
@@ -92,7 +88,7 @@ void SelfAttention::write_pages(const Machine& machine, SelfAttentionScratch& sc
     const HeadPage& head = pages.head();
     const int64_t d = config_.head_dim, width = projections_.out;
     const int64_t num_heads = config_.num_attention_heads, num_kv_heads = config_.num_key_value_heads;
-    const int64_t query_bytes = d * head.element_bytes();
+    const int64_t query_bytes = head.query_bytes();
     std::byte* queries = scratch.queries.reserve(batch.num_tokens, num_heads * query_bytes);
     const float query_scale = config_.qk_scale_factor / std::sqrt(static_cast<float>(d)) * kLog2E;
     const Table table(batch, kind_.local);
@@ -114,12 +110,8 @@ void SelfAttention::write_pages(const Machine& machine, SelfAttentionScratch& sc
             prepare_heads(kernels, q, num_heads + num_kv_heads, scratch.rotary.data() + row * d);
             const float temperature = tunes_temperature_ ? scratch.temperature.data()[row] : 1.0F;
             kernels.scale(q, query_scale * temperature, config_.query_width());
-            std::byte* query = queries + row * num_heads * query_bytes;
-            if (head.format == Format::float32) {
-                std::memcpy(query, q, static_cast<size_t>(num_heads * query_bytes));
-            } else {
-                kernels.to_bfloat16(q, config_.query_width(), reinterpret_cast<uint16_t*>(query),
-                                    config_.query_width());
+            for (int64_t h = 0; h < num_heads; ++h) {
+                head.prepare(kernels, q + h * d, queries + (row * num_heads + h) * query_bytes);
             }
             for (int64_t h = 0; h < num_kv_heads; ++h) {
                 head.put(kernels, page + pages.head_offset(index_in_group_, h), run.first_slot + row - run.first_row,
@@ -149,41 +141,47 @@ void SelfAttention::attend(const Machine& machine, SelfAttentionScratch& scratch
     const int64_t d = config_.head_dim, width = projections_.out;
     const int64_t num_heads = config_.num_attention_heads, num_kv_heads = config_.num_key_value_heads;
     const int64_t group = num_heads / num_kv_heads;
-    const int64_t query_bytes = d * pages.head().element_bytes();
+    const int64_t query_bytes = pages.head().query_bytes();
     const Table table(batch, kind_.local);
     const auto num_blocks = static_cast<int64_t>(plan.query_blocks.size());
-
-    machine.pool.run(num_blocks * num_kv_heads, [&](int64_t task, int thread) {
-        // The last blocks of a sequence see the most keys: they go first, so that the small ones fill the end.
-        const QueryBlock& block = plan.query_blocks[static_cast<size_t>(num_blocks - 1 - task / num_kv_heads)];
-        const int64_t kv_head = task % num_kv_heads;
-        const int64_t first_row = batch.query_start[block.sequence];
-        const auto row_of = [&](int64_t i) { return first_row + (block.first + i) / group; };
-        const auto head_of = [&](int64_t i) { return kv_head * group + (block.first + i) % group; };
-        Query queries[kQueryRows];
+    // The last blocks of a sequence see the most keys: they go first, so that the small ones fill the end.
+    const auto block_of = [&](int64_t index) -> const QueryBlock& {
+        return plan.query_blocks[static_cast<size_t>(num_blocks - 1 - index / num_kv_heads)];
+    };
+    const auto row_of = [&](const QueryBlock& block, int64_t i) {
+        return batch.query_start[block.sequence] + (block.first + i) / group;
+    };
+    const auto head_of = [&](const QueryBlock& block, int64_t index, int64_t i) {
+        return index % num_kv_heads * group + (block.first + i) % group;
+    };
+    const auto fill = [&](int64_t index, QueryGroup& queries) {
+        const QueryBlock& block = block_of(index);
+        queries.pages = {pages.page(0) + pages.head_offset(index_in_group_, index % num_kv_heads), pages.page_bytes(),
+                         table.of(block.sequence)};
+        queries.count = block.count;
         for (int64_t i = 0; i < block.count; ++i) {
-            const int64_t position = batch.positions[row_of(i)];
-            queries[i] = {scratch.queries.data() + (row_of(i) * num_heads + head_of(i)) * query_bytes,
-                          config_.first_key(kind_.local, position), position + 1};
+            const int64_t row = row_of(block, i), position = batch.positions[row];
+            queries.queries[i] = {scratch.queries.data() + (row * num_heads + head_of(block, index, i)) * query_bytes,
+                                  config_.first_key(kind_.local, position), position + 1};
         }
-        const PageTable page_table = {pages.page(0) + pages.head_offset(index_in_group_, kv_head), pages.page_bytes(),
-                                      table.of(block.sequence)};
-        AttentionScratch& attention = scratch.threads[static_cast<size_t>(thread)];
-        attention.attend(kernels, page_table, queries, block.count);
-        for (int64_t i = 0; i < block.count; ++i) {
-            float* row = scratch.projected.data() + row_of(i) * width;
-            float* out = row + head_of(i) * d;
-            if (config_.family->norms_attention) {
-                kernels.rms_norm(attention.output(i), nullptr, d, config_.rms_norm_eps, out);
-            } else {
-                std::memcpy(out, attention.output(i), static_cast<size_t>(d) * sizeof(float));
-            }
-            if (config_.family->gates_attention) {
-                const float* gate = row + config_.query_width() + 2 * config_.key_width();
-                kernels.multiply_by_sigmoid(out, gate + head_of(i) * d, d);
-            }
+    };
+    const auto finish = [&](const QueryGroup&, int64_t index, int64_t i, float* result) {
+        const QueryBlock& block = block_of(index);
+        const int64_t head = head_of(block, index, i);
+        float* row = scratch.projected.data() + row_of(block, i) * width;
+        float* out = row + head * d;
+        if (config_.family->norms_attention) {
+            kernels.rms_norm(result, nullptr, d, config_.rms_norm_eps, out);
+        } else {
+            std::memcpy(out, result, static_cast<size_t>(d) * sizeof(float));
         }
-    });
+        if (config_.family->gates_attention) {
+            const float* gate = row + config_.query_width() + 2 * config_.key_width();
+            kernels.multiply_by_sigmoid(out, gate + head * d, d);
+        }
+    };
+    const Spans& spans = plan.spans[kind_.local];
+    scratch.attention->run(machine, num_blocks * num_kv_heads, spans.longest, spans.total * num_kv_heads, fill, finish);
 }
 
 }  // namespace musespark

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,9 +16,6 @@
 
 namespace musespark {
 
-// K and V of one precision; float32 keeps them whole, the others round them to bfloat16.
-HeadPage head_page(const TextConfig& config, Format format);
-
 // Scratch rows shared by all layers, and what a step knows of its rows' positions.
 struct SelfAttentionScratch {
     Scratch<float> rotary;       // (N, d): cosines, sines
@@ -26,7 +24,7 @@ struct SelfAttentionScratch {
     Scratch<float> projected;    // (N, (2 or 1) * H * d + 2 * K * d): q, k, v, gate if there is one
     Scratch<std::byte> queries;  // (N, H, d) in the format of the keys
     Operand input, attended;
-    std::vector<AttentionScratch> threads;  // one a thread
+    std::optional<Attention> attention;
 
     // Once a step, before the layers.
     void see_positions(const Machine& machine, const TextConfig& config, const Batch& batch);

@@ -72,6 +72,58 @@ struct Simd {
         return _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
     }
 #endif
+
+    // ---- Of attention ----
+    static constexpr int kAttentionRows = 8, kAttentionPanels = 2;
+
+    static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }  // b where one is NaN
+    static Float max_lanes(Float x) {
+        x = max(x, _mm512_shuffle_f32x4(x, x, 0x4E));
+        x = max(x, _mm512_shuffle_f32x4(x, x, 0xB1));
+        x = max(x, _mm512_permute_ps(x, 0x4E));
+        return max(x, _mm512_permute_ps(x, 0xB1));
+    }
+    static float first(Float x) { return _mm512_cvtss_f32(x); }
+
+    // 2^x for x from -126 to 0, 2^-126 below; 1e-7 of it off; exactly 1 at 0. A minimax polynomial.
+    static Float exp2(Float x) {
+        x = max(set1(-126.0F), x);
+        const Float n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const Float f = _mm512_sub_ps(x, n);
+        Float p = set1(1.326472731e-3F);
+        p = multiply_add(p, f, set1(9.671512991e-3F));
+        p = multiply_add(p, f, set1(5.550733581e-2F));
+        p = multiply_add(p, f, set1(2.402224243e-1F));
+        p = multiply_add(p, f, set1(6.931470037e-1F));
+        p = multiply_add(p, f, set1(1.0F));
+        return _mm512_scalef_ps(p, n);
+    }
+
+    static void store_bfloat16(void* p, Float x) {
+#ifdef __AVX512BF16__
+        _mm256_storeu_si256(static_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+#else
+        const Int bits = _mm512_castps_si512(x);
+        const Int odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        const Int rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+        _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+#endif
+    }
+    // Rounded to bytes; x from 0 to 255.
+    static void store_bytes(void* p, Float x) {
+        _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+    }
+    // sum + the four products of unsigned and signed bytes in each 32 bits.
+    static Int dot_unsigned(Int sum, Int x, Int weights) {
+#ifdef __AVX512VNNI__
+        return _mm512_dpbusd_epi32(sum, x, weights);
+#else
+        const Int low = _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(255)),
+                                          _mm512_srai_epi16(_mm512_slli_epi16(weights, 8), 8));
+        const Int high = _mm512_madd_epi16(_mm512_srli_epi16(x, 8), _mm512_srai_epi16(weights, 8));
+        return _mm512_add_epi32(sum, _mm512_add_epi32(low, high));
+#endif
+    }
 };
 
 }  // namespace

@@ -6,8 +6,8 @@
 
 namespace musespark {
 
-TextModel::TextModel(TensorSource& source, const TextConfig& config, Format format, int64_t num_full_pages,
-                     int64_t num_sliding_pages, const Machine& machine)
+TextModel::TextModel(TensorSource& source, const TextConfig& config, Format format, const HeadPage& head,
+                     int64_t num_full_pages, int64_t num_sliding_pages, const Machine& machine)
     : config_(config), checker_(config_, num_full_pages, num_sliding_pages) {
     const int64_t d = config_.hidden_size;
     const std::string prefix = config_.family->prefix;
@@ -22,10 +22,9 @@ TextModel::TextModel(TensorSource& source, const TextConfig& config, Format form
         read_vector(source.get(prefix + "norm.weight", {d}));  // used as it is, even where those of the layers are not
     lm_head_ = pack({source.get(config_.family->head, {config_.vocab_size, d})}, format, machine.kernels, machine.pool);
 
-    const HeadPage head = head_page(config_, format);
     pages_[0] = PagePool(head, config_.num_layers(false), config_.num_key_value_heads, num_full_pages);
     pages_[1] = PagePool(head, config_.num_layers(true), config_.num_key_value_heads, num_sliding_pages);
-    for (int thread = 0; thread < machine.pool.num_threads(); ++thread) work_.attention.threads.emplace_back(head);
+    work_.attention.attention.emplace(head, machine.pool.num_threads());
 }
 
 TextModel::Layer TextModel::load_layer(TensorSource& source, int64_t index, Format format,

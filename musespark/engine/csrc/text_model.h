@@ -21,8 +21,8 @@ namespace musespark {
 
 class TextModel {
 public:
-    // Format::int8 and int4 are for the text's linear maps; what reads and writes the pages is then bfloat16.
-    TextModel(TensorSource& source, const TextConfig& config, Format format, int64_t num_full_pages,
+    // `format` is that of the text's linear maps, `head` says how keys and values are kept.
+    TextModel(TensorSource& source, const TextConfig& config, Format format, const HeadPage& head, int64_t num_full_pages,
               int64_t num_sliding_pages, const Machine& machine);
     TextModel(const TextModel&) = delete;  // its parts refer to its configuration
     TextModel& operator=(const TextModel&) = delete;

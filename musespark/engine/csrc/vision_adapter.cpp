@@ -13,17 +13,17 @@ VisionAdapter::VisionAdapter(TensorSource& source, const VisionConfig& config, c
     projection_ = matrix(names.projection, text_width, wide);
 }
 
-void VisionAdapter::run(const Machine& machine, VisionWorkspace& work, int64_t num_cells, float* features) const {
+void VisionAdapter::run(const Machine& machine, VisionScratch& scratch, int64_t num_cells, float* features) const {
     const auto product = [&](const PackedMatrix& matrix, const float* x, float* y, const Epilogue& epilogue) {
-        work.operand.shape_for(matrix, num_cells);
+        scratch.operand.shape_for(matrix, num_cells);
         for_rows(machine, num_cells, matrix.in,
-                 [&](int64_t i) { work.operand.prepare(machine.kernels, i, x + i * matrix.in, matrix.in); });
-        multiply(machine, matrix, work.operand, num_cells, y, matrix.out, epilogue);
+                 [&](int64_t i) { scratch.operand.prepare(machine.kernels, i, x + i * matrix.in, matrix.in); });
+        multiply(machine, matrix, scratch.operand, num_cells, y, matrix.out, epilogue);
     };
     Epilogue gelu;
     gelu.gelu = true;
-    float* adapted = work.projected.reserve(num_cells, fc1_.out);
-    product(fc1_, work.merged.data(), adapted, gelu);
+    float* adapted = scratch.projected.reserve(num_cells, fc1_.out);
+    product(fc1_, scratch.merged.data(), adapted, gelu);
     product(fc2_, adapted, adapted, gelu);  // the rows were copied before they are written
     product(projection_, adapted, features, {});
 }

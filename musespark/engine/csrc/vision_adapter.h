@@ -18,8 +18,10 @@ public:
     VisionAdapter(TensorSource& source, const VisionConfig& config, const VisionAdapterNames& names, int64_t text_width,
                   Format format, const Machine& machine);
 
-    // work.merged (num_cells, C * merge_size^2) -> features (num_cells, D)
-    void run(const Machine& machine, VisionWorkspace& work, int64_t num_cells, float* features) const;
+    // scratch.merged (num_cells, C * merge_size^2) -> features (num_cells, D)
+    void run(const Machine& machine, VisionScratch& scratch, int64_t num_cells, float* features) const;
+
+    int64_t width() const { return projection_.out; }  // D
 
 private:
     PackedMatrix fc1_, fc2_, projection_;

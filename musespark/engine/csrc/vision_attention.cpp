@@ -9,82 +9,84 @@
 
 namespace musespark {
 
-// Attention within each segment, without a causal mask; the result is left as operand rows for the output projection.
-void VisionLayers::attend(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
-                          int64_t num_rows) const {
-    const Kernels& kernels = machine.kernels;
-    const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
-    const int64_t query_bytes = d * head_.element_bytes();
-    fill_pages(machine, work, segments, num_rows);
-    std::vector<Segment> blocks;  // of at most kQueryRows rows
-    std::vector<size_t> segment_of;
-    for (size_t s = 0; s < segments.size(); ++s) {
-        for (int64_t first = 0; first < segments[s].count; first += kQueryRows) {
-            blocks.push_back({segments[s].first + first, std::min(kQueryRows, segments[s].count - first)});
-            segment_of.push_back(s);
-        }
-    }
-    machine.pool.run(static_cast<int64_t>(blocks.size()) * num_heads, [&](int64_t task, int thread) {
-        const auto index = static_cast<size_t>(task / num_heads);
-        const int64_t h = task % num_heads;
-        const Segment& block = blocks[index];
-        Query queries[kQueryRows];
-        for (int64_t i = 0; i < block.count; ++i) {
-            queries[i] = {work.queries.data() + ((block.first + i) * num_heads + h) * query_bytes, 0,
-                          segments[segment_of[index]].count};
-        }
-        const std::byte* first_page =
-            work.pages.data() + (work.first_page[segment_of[index]] * num_heads + h) * head_.bytes();
-        AttentionScratch& scratch = work.attention[static_cast<size_t>(thread)];
-        scratch.attend(kernels, {first_page, num_heads * head_.bytes(), nullptr}, queries, block.count);
-        for (int64_t i = 0; i < block.count; ++i) {
-            std::copy_n(scratch.output(i), d, work.projected.data() + (block.first + i) * 3 * c + h * d);
-        }
-    });
-    for_rows(machine, num_rows, c,
-             [&](int64_t i) { work.operand.prepare(kernels, i, work.projected.data() + i * 3 * c, c); });
+namespace {
+
+// The first of the pieces, which ascend, that ends after `row`.
+size_t first_after(const std::vector<Segment>& pieces, int64_t row) {
+    const auto ends_after = [](int64_t r, const Segment& piece) { return r < piece.first + piece.count; };
+    return static_cast<size_t>(std::upper_bound(pieces.begin(), pieces.end(), row, ends_after) - pieces.begin());
 }
 
-// Turn q and k; store the queries as operands, k and v in pages of 64 that start anew with each segment.
-void VisionLayers::fill_pages(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
-                              int64_t num_rows) const {
+}  // namespace
+
+// Turn q and k; store the queries as operands, k and v in their pages.
+void VisionLayers::fill_pages(const Machine& machine, VisionScratch& scratch, ImageRows& image,
+                              const SegmentPages& layout, const Segment& rows) const {
     const Kernels& kernels = machine.kernels;
     const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
-    const int64_t query_bytes = d * head_.element_bytes();
     const float query_scale = std::numbers::log2e_v<float> / std::sqrt(static_cast<float>(d));
-    work.page_rows.clear();
-    work.first_page.clear();
-    for (const Segment& segment : segments) {
-        work.first_page.push_back(static_cast<int64_t>(work.page_rows.size()));
-        for (int64_t row = 0; row < segment.count; row += kPageTokens) {
-            work.page_rows.push_back({segment.first + row, std::min(kPageTokens, segment.count - row)});
+    const size_t first_page = first_after(layout.pages, rows.first);
+    const size_t last_page = first_after(layout.pages, rows.first + rows.count - 1);
+    machine.pool.run(static_cast<int64_t>(last_page - first_page + 1), [&](int64_t index, int) {
+        const size_t page_index = first_page + static_cast<size_t>(index);
+        const Segment& in_page = layout.pages[page_index];
+        std::byte* page = image.pages.data() + static_cast<int64_t>(page_index) * num_heads * head_.bytes();
+        const int64_t begin = std::max(rows.first, in_page.first);
+        const int64_t end = std::min(rows.first + rows.count, in_page.first + in_page.count);
+        // What another layer left must not meet a weight of zero: 0 * NaN would be NaN.
+        if (begin == in_page.first && in_page.count < kPageTokens) {
+            std::memset(page, 0, static_cast<size_t>(num_heads * head_.bytes()));
         }
-    }
-    const auto num_pages = static_cast<int64_t>(work.page_rows.size());
-    std::byte* pages = work.pages.reserve(num_pages, num_heads * head_.bytes());
-    std::byte* queries = work.queries.reserve(num_rows, num_heads * query_bytes);
-    machine.pool.run(num_pages, [&](int64_t index, int) {
-        const Segment& rows = work.page_rows[static_cast<size_t>(index)];
-        std::byte* page = pages + index * num_heads * head_.bytes();
-        // What an earlier image left must not meet a weight of zero: 0 * NaN would be NaN.
-        if (rows.count < kPageTokens) std::memset(page, 0, static_cast<size_t>(num_heads * head_.bytes()));
-        for (int64_t slot = 0; slot < rows.count; ++slot) {
-            const int64_t row = rows.first + slot;
-            float* q = work.projected.data() + row * 3 * c;
+        for (int64_t row = begin; row < end; ++row) {
+            float* q = scratch.projected.data() + (row - rows.first) * 3 * c;
             float* k = q + c;
-            const float* cosine = work.rotary.data() + row * d;
+            const float* cosine = image.rotary.data() + row * d;
             for (int64_t h = 0; h < 2 * num_heads; ++h) rotate_(q + h * d, cosine, cosine + d / 2, d / 2);
             kernels.scale(q, query_scale, c);
-            std::byte* query = queries + row * num_heads * query_bytes;
-            if (head_.format == Format::float32) {
-                std::memcpy(query, q, static_cast<size_t>(num_heads * query_bytes));
-            } else {
-                kernels.to_bfloat16(q, c, reinterpret_cast<uint16_t*>(query), c);
+            for (int64_t h = 0; h < num_heads; ++h) {
+                head_.prepare(kernels, q + h * d, image.queries.data() + (row * num_heads + h) * head_.query_bytes());
+                head_.put(kernels, page + h * head_.bytes(), row - in_page.first, k + h * d, k + c + h * d);
             }
-            for (int64_t h = 0; h < num_heads; ++h)
-                head_.put(kernels, page + h * head_.bytes(), slot, k + h * d, k + c + h * d);
         }
     });
+}
+
+// Attention of some rows within their segments, without a causal mask; the result is left as operand rows for the
+// output projection.
+void VisionLayers::attend_pages(const Machine& machine, VisionScratch& scratch, const ImageRows& image,
+                                const SegmentPages& layout, const Segment& rows) const {
+    const int64_t c = config_.hidden_size, d = config_.head_dim(), num_heads = config_.num_attention_heads;
+    struct Block {  // of at most kQueryRows rows of a segment
+        int64_t first, count;
+        size_t segment;
+    };
+    std::vector<Block> blocks;
+    const int64_t end = rows.first + rows.count;
+    for (int64_t row = rows.first; row < end;) {
+        const size_t s = first_after(layout.segments, row);
+        const Segment& segment = layout.segments[s];
+        blocks.push_back({row, std::min({kQueryRows, end - row, segment.first + segment.count - row}), s});
+        row += blocks.back().count;
+    }
+    const auto fill = [&](int64_t index, QueryGroup& group) {
+        const Block& block = blocks[static_cast<size_t>(index / num_heads)];
+        const int64_t h = index % num_heads, seen = layout.segments[block.segment].count;
+        group.pages = {image.pages.data() + (layout.first_page[block.segment] * num_heads + h) * head_.bytes(),
+                       num_heads * head_.bytes(), nullptr};
+        group.count = block.count;
+        for (int64_t i = 0; i < group.count; ++i) {
+            group.queries[i] = {image.queries.data() + ((block.first + i) * num_heads + h) * head_.query_bytes(), 0,
+                                seen};
+        }
+    };
+    float* attended = scratch.projected.reserve(rows.count, c);
+    const auto finish = [&](const QueryGroup&, int64_t index, int64_t i, const float* result) {
+        const int64_t row = blocks[static_cast<size_t>(index / num_heads)].first + i - rows.first;
+        std::copy_n(result, d, attended + row * c + index % num_heads * d);
+    };
+    scratch.attention->run(machine, static_cast<int64_t>(blocks.size()) * num_heads, 1, 1, fill, finish);
+    for_rows(machine, rows.count, c,
+             [&](int64_t i) { scratch.operand.prepare(machine.kernels, i, attended + i * c, c); });
 }
 
 }  // namespace musespark

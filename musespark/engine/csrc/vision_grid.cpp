@@ -36,13 +36,13 @@ Tensor sum_of_frames(const Tensor& tensor, int64_t out, int64_t frame) {
 
 GridTower::GridTower(TensorSource& source, const VisionConfig& config, int64_t text_width, float eps, Format format,
                      const Machine& machine)
-    : config_(config),
+    : ImageTower(config),
       images_(std::get<GridImages>(config.images)),
       text_width_(text_width),
       eps_(eps),
       layers_(source, config, "model.vision_tower.layers.", kLayerNames, machine.kernels.rotate, format, machine),
-      adapter_(source, config, kAdapterNames, text_width, format, machine),
-      work_(layers_.workspace(machine)) {
+      adapter_(source, config, kAdapterNames, text_width, format, machine) {
+    scratch_ = layers_.scratch(machine);
     const int64_t c = config_.hidden_size, frame = config_.frame_size();
     const std::string prefix = "model.vision_tower.";
     const auto vector = [&](const char* name) { return read_vector(source.get(prefix + name, {c})); };
@@ -56,61 +56,53 @@ GridTower::GridTower(TensorSource& source, const VisionConfig& config, int64_t t
     ln_post_bias_ = vector("ln_post.bias");
 }
 
-void GridTower::encode(const Machine& machine, const float* patches, int64_t rows, int64_t columns, float* features) {
+void GridTower::check_grid(int64_t rows, int64_t columns) const {
     const int64_t m = config_.merge_size;
     if (rows < 1 || columns < 1 || rows % m || columns % m) {
         throw std::invalid_argument("an image of " + std::to_string(rows) + " x " + std::to_string(columns) +
                                     " patches can't be merged; both must be positive multiples of " +
                                     std::to_string(m));
     }
-    const int64_t num_patches = rows * columns, num_cells = num_patches / (m * m);
-    order_patches(rows, columns);
-    embed(machine, patches, rows, columns);
-    const std::vector<Segment> whole = {{0, num_patches}};
-    for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
-        layers_.run(machine, work_, i, images_.full_attention[static_cast<size_t>(i)] ? whole : windows_);
-    }
-    merge(machine, rows, columns);
-    adapter_.run(machine, work_, num_cells, features);
-    for_rows(machine, num_cells, text_width_ * 2, [&](int64_t i) {
-        float* row = features + i * text_width_;
-        machine.kernels.rms_norm(row, nullptr, text_width_, eps_, row);
-    });
 }
 
 // Tiles of window x window patches from the top left, ragged at the right and bottom; all that follows is in this
 // order.
-void GridTower::order_patches(int64_t rows, int64_t columns) {
-    order_.clear();
-    windows_.clear();
-    const int64_t side = images_.window;
+int64_t GridTower::arrange(ImageEncoding& encoding) const {
+    const int64_t rows = encoding.rows, columns = encoding.columns, side = images_.window;
+    std::vector<int64_t>& order = encoding.raster;
+    std::vector<Segment> windows;
     for (int64_t top = 0; top < rows; top += side) {
         for (int64_t left = 0; left < columns; left += side) {
-            const auto first = static_cast<int64_t>(order_.size());
+            const auto first = static_cast<int64_t>(order.size());
             for (int64_t y = top; y < std::min(rows, top + side); ++y) {
-                for (int64_t x = left; x < std::min(columns, left + side); ++x) order_.push_back(y * columns + x);
+                for (int64_t x = left; x < std::min(columns, left + side); ++x) order.push_back(y * columns + x);
             }
-            windows_.push_back({first, static_cast<int64_t>(order_.size()) - first});
+            windows.push_back({first, static_cast<int64_t>(order.size()) - first});
         }
     }
+    encoding.row_at.resize(order.size());
+    for (size_t row = 0; row < order.size(); ++row) encoding.row_at[static_cast<size_t>(order[row])] = row;
+    encoding.layouts.emplace_back(std::vector<Segment>{{0, rows * columns}});
+    encoding.layouts.emplace_back(std::move(windows));
+    return rows * columns;
 }
 
-void GridTower::embed(const Machine& machine, const float* patches, int64_t rows, int64_t columns) {
-    const int64_t c = config_.hidden_size, frame = config_.frame_size(), num_patches = rows * columns;
-    work_.operand.shape_for(patch_embedding_, num_patches);
-    for_rows(machine, num_patches, frame, [&](int64_t i) {
-        work_.operand.prepare(machine.kernels, i, patches + order_[static_cast<size_t>(i)] * frame, frame);
+void GridTower::embed(const Machine& machine, ImageEncoding& encoding, const Segment& rows) {
+    const int64_t c = config_.hidden_size, frame = config_.frame_size();
+    const auto patch_of = [&](int64_t i) { return encoding.raster[static_cast<size_t>(rows.first + i)]; };
+    scratch_.operand.shape_for(patch_embedding_, rows.count);
+    for_rows(machine, rows.count, frame, [&](int64_t i) {
+        scratch_.operand.prepare(machine.kernels, i, encoding.patches + patch_of(i) * frame, frame);
     });
-    float* hidden = work_.hidden.reserve(num_patches, c);
-    work_.rotary.reserve(num_patches, config_.head_dim());
-    multiply(machine, patch_embedding_, work_.operand, num_patches, hidden, c);
-    for_rows(machine, num_patches, c * 6 + config_.head_dim() * 32, [&](int64_t i) {
-        const int64_t patch = order_[static_cast<size_t>(i)];
+    float* hidden = encoding.image.hidden.data() + rows.first * c;
+    multiply(machine, patch_embedding_, scratch_.operand, rows.count, hidden, c);
+    for_rows(machine, rows.count, c * 6 + config_.head_dim() * 32, [&](int64_t i) {
+        const int64_t patch = patch_of(i), columns = encoding.columns;
         float* row = hidden + i * c;
-        add_position(row, patch, rows, columns);
+        add_position(row, patch, encoding.rows, columns);
         machine.kernels.layer_norm(row, ln_pre_weight_.data(), ln_pre_bias_.data(), c, images_.layer_norm_eps, row);
         // Places count from 1: the reference keeps 0 for a class token that this tower does not have.
-        layers_.place(work_, i, patch % columns + 1, patch / columns + 1);
+        layers_.place(encoding.image, rows.first + i, patch % columns + 1, patch / columns + 1);
     });
 }
 
@@ -136,17 +128,26 @@ void GridTower::add_position(float* row, int64_t patch, int64_t rows, int64_t co
 }
 
 // ln_post, then merge_size x merge_size patches to one row, channel-major: entry channel * merge_size^2 + dy *
-// merge_size + dx.
-void GridTower::merge(const Machine& machine, int64_t rows, int64_t columns) {
-    const int64_t c = config_.hidden_size, m = config_.merge_size, num_patches = rows * columns;
-    float* merged = work_.merged.reserve(num_patches / (m * m), config_.merged_size());
-    for_rows(machine, num_patches, c * 8, [&](int64_t i) {
-        float* row = work_.hidden.data() + i * c;
-        machine.kernels.layer_norm(row, ln_post_weight_.data(), ln_post_bias_.data(), c, images_.layer_norm_eps, row);
-        const int64_t patch = order_[static_cast<size_t>(i)];
-        const int64_t y = patch / columns, x = patch % columns;
-        float* cell = merged + (y / m * (columns / m) + x / m) * config_.merged_size() + y % m * m + x % m;
-        for (int64_t k = 0; k < c; ++k) cell[k * m * m] = row[k];
+// merge_size + dx. Then the adapter.
+void GridTower::finish(const Machine& machine, ImageEncoding& encoding, const Segment& cells) {
+    const int64_t c = config_.hidden_size, m = config_.merge_size, columns = encoding.columns;
+    float* merged = scratch_.merged.reserve(cells.count, config_.merged_size());
+    for_rows(machine, cells.count, config_.merged_size() * 8, [&](int64_t i) {
+        const int64_t cell = cells.first + i, top = cell / (columns / m) * m, left = cell % (columns / m) * m;
+        for (int64_t part = 0; part < m * m; ++part) {
+            const int64_t patch = (top + part / m) * columns + left + part % m;
+            float* row = encoding.image.hidden.data() + encoding.row_at[static_cast<size_t>(patch)] * c;
+            machine.kernels.layer_norm(row, ln_post_weight_.data(), ln_post_bias_.data(), c, images_.layer_norm_eps,
+                                       row);
+            float* out = merged + i * config_.merged_size() + part;
+            for (int64_t k = 0; k < c; ++k) out[k * m * m] = row[k];
+        }
+    });
+    float* features = encoding.features + cells.first * text_width_;
+    adapter_.run(machine, scratch_, cells.count, features);
+    for_rows(machine, cells.count, text_width_ * 2, [&](int64_t i) {
+        float* row = features + i * text_width_;
+        machine.kernels.rms_norm(row, nullptr, text_width_, eps_, row);
     });
 }
 

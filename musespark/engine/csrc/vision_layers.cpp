@@ -1,5 +1,6 @@
 #include "vision_layers.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace musespark {
@@ -48,16 +49,35 @@ VisionLayers::Layer VisionLayers::load(TensorSource& source, const std::string& 
     return layer;
 }
 
-VisionWorkspace VisionLayers::workspace(const Machine& machine) const {
-    VisionWorkspace work;
-    for (int thread = 0; thread < machine.pool.num_threads(); ++thread) work.attention.emplace_back(head_);
-    return work;
+SegmentPages::SegmentPages(std::vector<Segment> of) : segments(std::move(of)) {
+    for (const Segment& segment : segments) {
+        first_page.push_back(static_cast<int64_t>(pages.size()));
+        for (int64_t row = 0; row < segment.count; row += kPageTokens) {
+            pages.push_back({segment.first + row, std::min(kPageTokens, segment.count - row)});
+        }
+    }
 }
 
-void VisionLayers::place(VisionWorkspace& work, int64_t row, int64_t image_column, int64_t image_row) const {
+VisionScratch VisionLayers::scratch(const Machine& machine) const {
+    VisionScratch scratch;
+    scratch.attention.emplace(head_, machine.pool.num_threads());
+    return scratch;
+}
+
+void VisionLayers::reserve(ImageRows& image, int64_t count, const std::vector<SegmentPages>& layouts) const {
+    image.count = count;
+    image.hidden.reserve(count, config_.hidden_size);
+    image.rotary.reserve(count, config_.head_dim());
+    image.queries.reserve(count, config_.num_attention_heads * head_.query_bytes());
+    for (const SegmentPages& layout : layouts) {
+        image.pages.reserve(static_cast<int64_t>(layout.pages.size()), config_.num_attention_heads * head_.bytes());
+    }
+}
+
+void VisionLayers::place(ImageRows& image, int64_t row, int64_t image_column, int64_t image_row) const {
     const int64_t half = config_.head_dim() / 2, quarter = half / 2;
     const float coordinate[2] = {static_cast<float>(image_column), static_cast<float>(image_row)};
-    float* turns = work.rotary.data() + row * 2 * half;
+    float* turns = image.rotary.data() + row * 2 * half;
     for (int64_t k = 0; k < half; ++k) {
         const float angle = coordinate[k / quarter] * config_.rotary_frequencies[static_cast<size_t>(k % quarter)];
         turns[k] = static_cast<float>(std::cos(static_cast<double>(angle)));
@@ -65,48 +85,59 @@ void VisionLayers::place(VisionWorkspace& work, int64_t row, int64_t image_colum
     }
 }
 
-void VisionLayers::norm_rows(const Machine& machine, VisionWorkspace& work, const std::vector<float>& weight,
-                             const std::vector<float>& bias, const PackedMatrix& next, int64_t num_rows) const {
+void VisionLayers::norm_rows(const Machine& machine, VisionScratch& scratch, const ImageRows& image,
+                             const Segment& rows, const std::vector<float>& weight, const std::vector<float>& bias,
+                             const PackedMatrix& next) const {
     const int64_t c = config_.hidden_size;
-    work.operand.shape_for(next, num_rows);
-    float* normed = work.branch.reserve(num_rows, c);
-    for_rows(machine, num_rows, c * 4, [&](int64_t i) {
-        machine.kernels.layer_norm(work.hidden.data() + i * c, weight.data(), bias.data(), c, kLayerEps,
-                                   normed + i * c);
-        work.operand.prepare(machine.kernels, i, normed + i * c, c);
+    scratch.operand.shape_for(next, rows.count);
+    float* normed = scratch.branch.reserve(rows.count, c);
+    const float* hidden = image.hidden.data() + rows.first * c;
+    for_rows(machine, rows.count, c * 4, [&](int64_t i) {
+        machine.kernels.layer_norm(hidden + i * c, weight.data(), bias.data(), c, kLayerEps, normed + i * c);
+        scratch.operand.prepare(machine.kernels, i, normed + i * c, c);
     });
 }
 
-void VisionLayers::run(const Machine& machine, VisionWorkspace& work, int64_t layer,
-                       const std::vector<Segment>& segments) const {
+void VisionLayers::project(const Machine& machine, VisionScratch& scratch, ImageRows& image, int64_t layer,
+                           const SegmentPages& layout, const Segment& rows) const {
+    const Layer& l = layers_[static_cast<size_t>(layer)];
+    const int64_t c = config_.hidden_size;
+    norm_rows(machine, scratch, image, rows, l.norm1_weight, l.norm1_bias, l.projections);
+    Epilogue with_bias;
+    with_bias.bias = l.projections_bias.data();
+    float* projected = scratch.projected.reserve(rows.count, 3 * c);
+    multiply(machine, l.projections, scratch.operand, rows.count, projected, 3 * c, with_bias);
+    fill_pages(machine, scratch, image, layout, rows);
+}
+
+void VisionLayers::attend(const Machine& machine, VisionScratch& scratch, ImageRows& image, int64_t layer,
+                          const SegmentPages& layout, const Segment& rows) const {
     const Layer& l = layers_[static_cast<size_t>(layer)];
     const int64_t c = config_.hidden_size, wide = config_.intermediate_size;
-    const int64_t num_rows = segments.back().first + segments.back().count;
+    float* branch = scratch.branch.reserve(rows.count, c);
     const auto add_branch = [&] {
-        for_rows(machine, num_rows, c * 2,
-                 [&](int64_t i) { machine.kernels.add(work.hidden.data() + i * c, work.branch.data() + i * c, c); });
+        for_rows(machine, rows.count, c * 2, [&](int64_t i) {
+            machine.kernels.add(image.hidden.data() + (rows.first + i) * c, branch + i * c, c);
+        });
     };
     Epilogue with_bias;
-    norm_rows(machine, work, l.norm1_weight, l.norm1_bias, l.projections, num_rows);
-    with_bias.bias = l.projections_bias.data();
-    multiply(machine, l.projections, work.operand, num_rows, work.projected.reserve(num_rows, 3 * c), 3 * c, with_bias);
-    work.operand.shape_for(l.output, num_rows);
-    attend(machine, work, segments, num_rows);
+    scratch.operand.shape_for(l.output, rows.count);
+    attend_pages(machine, scratch, image, layout, rows);
     with_bias.bias = l.output_bias.data();
-    multiply(machine, l.output, work.operand, num_rows, work.branch.data(), c, with_bias);
+    multiply(machine, l.output, scratch.operand, rows.count, branch, c, with_bias);
     add_branch();
 
-    norm_rows(machine, work, l.norm2_weight, l.norm2_bias, l.fc1, num_rows);
-    float* activated = work.projected.reserve(num_rows, wide);
+    norm_rows(machine, scratch, image, rows, l.norm2_weight, l.norm2_bias, l.fc1);
+    float* activated = scratch.projected.reserve(rows.count, wide);
     with_bias.bias = l.fc1_bias.data();
     with_bias.gelu = true;
-    multiply(machine, l.fc1, work.operand, num_rows, activated, wide, with_bias);
-    work.operand.shape_for(l.fc2, num_rows);
-    for_rows(machine, num_rows, wide,
-             [&](int64_t i) { work.operand.prepare(machine.kernels, i, activated + i * wide, wide); });
+    multiply(machine, l.fc1, scratch.operand, rows.count, activated, wide, with_bias);
+    scratch.operand.shape_for(l.fc2, rows.count);
+    for_rows(machine, rows.count, wide,
+             [&](int64_t i) { scratch.operand.prepare(machine.kernels, i, activated + i * wide, wide); });
     with_bias.bias = l.fc2_bias.data();
     with_bias.gelu = false;
-    multiply(machine, l.fc2, work.operand, num_rows, work.branch.data(), c, with_bias);
+    multiply(machine, l.fc2, scratch.operand, rows.count, branch, c, with_bias);
     add_branch();
 }
 

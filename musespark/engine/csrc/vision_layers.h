@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,19 +20,31 @@ struct Segment {
     int64_t first, count;
 };
 
-// Memory that the parts of a tower use one after the other; it grows to the largest image. P counts a class token too.
-struct VisionWorkspace {
-    Scratch<float> hidden;            // (P, C)
-    Scratch<float> branch;            // (P, C)
-    Scratch<float> projected;         // (P, 3C), later (P, intermediate) and the adapter's rows
-    Scratch<float> rotary;            // (P, head_dim): cosines, sines
-    Scratch<float> merged;            // (cells, C * merge_size^2)
-    Scratch<std::byte> queries;       // (P, heads, head_dim) in the format of the keys
-    Scratch<std::byte> pages;         // pages of 64 keys, all heads of a page together
-    std::vector<Segment> page_rows;   // the rows in each page
+// Segments, ascending without gaps, and the pages of 64 keys that start anew with each of them.
+struct SegmentPages {
+    explicit SegmentPages(std::vector<Segment> of);
+
+    std::vector<Segment> segments;
+    std::vector<Segment> pages;       // the rows in each page
     std::vector<int64_t> first_page;  // of each segment
+};
+
+// What an image keeps from one layer to the next. P rows, a class token among them; C tower width.
+struct ImageRows {
+    int64_t count;
+    Scratch<float> hidden;       // (P, C)
+    Scratch<float> rotary;       // (P, head_dim): cosines, sines
+    Scratch<std::byte> queries;  // (P, heads, head_dim) in the format of the keys
+    Scratch<std::byte> pages;    // of keys and values, all heads of a page together
+};
+
+// Memory that images use one after the other, for the rows that are worked on at once.
+struct VisionScratch {
+    Scratch<float> branch;     // (rows, C)
+    Scratch<float> projected;  // (rows, 3C), later (rows, intermediate) and the adapter's rows
+    Scratch<float> merged;     // (cells, C * merge_size^2)
     Operand operand;
-    std::vector<AttentionScratch> attention;  // of each thread
+    std::optional<Attention> attention;
 };
 
 // What a tower calls the tensors of a layer, without `.weight` and `.bias`.
@@ -47,14 +60,21 @@ public:
     VisionLayers(TensorSource& source, const VisionConfig& config, const std::string& prefix,
                  const VisionLayerNames& names, Rotate rotate, Format format, const Machine& machine);
 
-    // Memory for these layers.
-    VisionWorkspace workspace(const Machine& machine) const;
+    VisionScratch scratch(const Machine& machine) const;
 
-    // Entry `row` of work.rotary: the column turns the first half of the pairs, the row of the image the second.
-    void place(VisionWorkspace& work, int64_t row, int64_t image_column, int64_t image_row) const;
+    // Memory for an image of so many rows, in pages of any of `layouts`.
+    void reserve(ImageRows& image, int64_t count, const std::vector<SegmentPages>& layouts) const;
 
-    // One layer on the rows of work.hidden, all of them in the segments, which ascend without gaps.
-    void run(const Machine& machine, VisionWorkspace& work, int64_t layer, const std::vector<Segment>& segments) const;
+    // Entry `row` of image.rotary: the column turns the first half of the pairs, the row of the image the second.
+    void place(ImageRows& image, int64_t row, int64_t image_column, int64_t image_row) const;
+
+    // The first half of a layer for some rows of image.hidden: queries, keys and values.
+    void project(const Machine& machine, VisionScratch& scratch, ImageRows& image, int64_t layer,
+                 const SegmentPages& layout, const Segment& rows) const;
+
+    // The second half, once the first is done for all rows that these see: attention and MLP.
+    void attend(const Machine& machine, VisionScratch& scratch, ImageRows& image, int64_t layer,
+                const SegmentPages& layout, const Segment& rows) const;
 
 private:
     struct Layer {
@@ -66,14 +86,14 @@ private:
 
     Layer load(TensorSource& source, const std::string& prefix, const VisionLayerNames& names, Format format,
                const Machine& machine) const;
-    // work.operand = layer norm of the rows of work.hidden.
-    void norm_rows(const Machine& machine, VisionWorkspace& work, const std::vector<float>& weight,
-                   const std::vector<float>& bias, const PackedMatrix& next, int64_t num_rows) const;
+    // scratch.operand = layer norm of some rows of image.hidden.
+    void norm_rows(const Machine& machine, VisionScratch& scratch, const ImageRows& image, const Segment& rows,
+                   const std::vector<float>& weight, const std::vector<float>& bias, const PackedMatrix& next) const;
     // vision_attention.cpp
-    void attend(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
-                int64_t num_rows) const;
-    void fill_pages(const Machine& machine, VisionWorkspace& work, const std::vector<Segment>& segments,
-                    int64_t num_rows) const;
+    void fill_pages(const Machine& machine, VisionScratch& scratch, ImageRows& image, const SegmentPages& layout,
+                    const Segment& rows) const;
+    void attend_pages(const Machine& machine, VisionScratch& scratch, const ImageRows& image,
+                      const SegmentPages& layout, const Segment& rows) const;
 
     VisionConfig config_;
     Rotate rotate_;

@@ -18,12 +18,12 @@ constexpr VisionAdapterNames kAdapterNames = {"vision_model.vision_adapter.mlp.f
 
 TileTower::TileTower(TensorSource& source, const VisionConfig& config, int64_t text_width, Format format,
                      const Machine& machine)
-    : config_(config),
+    : ImageTower(config),
       side_(std::get<TileImages>(config.images).side),
       layers_(source, config, "vision_model.model.layers.", kLayerNames, machine.kernels.rotate_neighbours, format,
               machine),
-      adapter_(source, config, kAdapterNames, text_width, format, machine),
-      work_(layers_.workspace(machine)) {
+      adapter_(source, config, kAdapterNames, text_width, format, machine) {
+    scratch_ = layers_.scratch(machine);
     const int64_t c = config_.hidden_size, num_patches = side_ * side_;
     const std::string prefix = "vision_model.";
     const auto vector = [&](const char* name) { return read_vector(source.get(prefix + name, {c})); };
@@ -35,51 +35,57 @@ TileTower::TileTower(TensorSource& source, const VisionConfig& config, int64_t t
     pre_bias_ = vector("layernorm_pre.bias");
     post_weight_ = vector("layernorm_post.weight");
     post_bias_ = vector("layernorm_post.bias");
-    // The same for every tile. Places count from 1; the class token stands at 0 and is not turned.
-    work_.rotary.reserve(num_patches + 1, config_.head_dim());
-    for (int64_t i = 0; i < num_patches; ++i) layers_.place(work_, i, i % side_ + 1, i / side_ + 1);
-    layers_.place(work_, num_patches, 0, 0);
 }
 
-void TileTower::encode(const Machine& machine, const float* patches, int64_t rows, int64_t columns, float* features) {
+void TileTower::check_grid(int64_t rows, int64_t columns) const {
     if (rows != side_ || columns != side_) {
         throw std::invalid_argument("a tile of this model has " + std::to_string(side_) + " x " +
                                     std::to_string(side_) + " patches; this image has " + std::to_string(rows) + " x " +
                                     std::to_string(columns));
     }
-    embed(machine, patches);
-    const std::vector<Segment> whole = {{0, side_ * side_ + 1}};
-    for (int64_t i = 0; i < config_.num_hidden_layers; ++i) layers_.run(machine, work_, i, whole);
-    merge(machine);
-    adapter_.run(machine, work_, side_ * side_ / (config_.merge_size * config_.merge_size), features);
 }
 
-void TileTower::embed(const Machine& machine, const float* patches) {
+int64_t TileTower::arrange(ImageEncoding& encoding) const {
+    const int64_t count = side_ * side_ + 1;
+    encoding.layouts.emplace_back(std::vector<Segment>{{0, count}});
+    return count;
+}
+
+// Places count from 1; the class token, the last row, stands at 0 and is not turned.
+void TileTower::embed(const Machine& machine, ImageEncoding& encoding, const Segment& rows) {
     const int64_t c = config_.hidden_size, frame = config_.frame_size(), num_patches = side_ * side_;
-    work_.operand.shape_for(patch_embedding_, num_patches);
-    for_rows(machine, num_patches, frame,
-             [&](int64_t i) { work_.operand.prepare(machine.kernels, i, patches + i * frame, frame); });
-    float* hidden = work_.hidden.reserve(num_patches + 1, c);
-    multiply(machine, patch_embedding_, work_.operand, num_patches, hidden, c);
-    std::copy(class_embedding_.begin(), class_embedding_.end(), hidden + num_patches * c);
-    for_rows(machine, num_patches + 1, c * 4, [&](int64_t i) {
+    const int64_t patches_here = std::min(rows.count, num_patches - rows.first);
+    scratch_.operand.shape_for(patch_embedding_, patches_here);
+    for_rows(machine, patches_here, frame, [&](int64_t i) {
+        scratch_.operand.prepare(machine.kernels, i, encoding.patches + (rows.first + i) * frame, frame);
+    });
+    float* hidden = encoding.image.hidden.data() + rows.first * c;
+    multiply(machine, patch_embedding_, scratch_.operand, patches_here, hidden, c);
+    if (patches_here < rows.count) std::copy(class_embedding_.begin(), class_embedding_.end(), hidden + patches_here * c);
+    for_rows(machine, rows.count, c * 4 + config_.head_dim() * 32, [&](int64_t i) {
+        const int64_t place = rows.first + i;
         float* row = hidden + i * c;
-        machine.kernels.add(row, positions_.data() + i * c, c);
+        machine.kernels.add(row, positions_.data() + place * c, c);
         machine.kernels.layer_norm(row, pre_weight_.data(), pre_bias_.data(), c, kNormEps, row);
+        const bool is_patch = place < num_patches;
+        layers_.place(encoding.image, place, is_patch ? place % side_ + 1 : 0, is_patch ? place / side_ + 1 : 0);
     });
 }
 
 // The last norm, then merge_size x merge_size patches to one row, patch after patch: entry (dy * merge_size + dx) * C +
-// channel. The class token is left behind.
-void TileTower::merge(const Machine& machine) {
-    const int64_t c = config_.hidden_size, m = config_.merge_size, num_patches = side_ * side_;
-    float* merged = work_.merged.reserve(num_patches / (m * m), config_.merged_size());
-    for_rows(machine, num_patches, c * 4, [&](int64_t i) {
-        const int64_t y = i / side_, x = i % side_;
-        float* cell = merged + (y / m * (side_ / m) + x / m) * config_.merged_size() + (y % m * m + x % m) * c;
-        machine.kernels.layer_norm(work_.hidden.data() + i * c, post_weight_.data(), post_bias_.data(), c, kNormEps,
-                                   cell);
+// channel. The class token is left behind. Then the adapter.
+void TileTower::finish(const Machine& machine, ImageEncoding& encoding, const Segment& cells) {
+    const int64_t c = config_.hidden_size, m = config_.merge_size;
+    float* merged = scratch_.merged.reserve(cells.count, config_.merged_size());
+    for_rows(machine, cells.count, config_.merged_size() * 4, [&](int64_t i) {
+        const int64_t cell = cells.first + i, top = cell / (side_ / m) * m, left = cell % (side_ / m) * m;
+        for (int64_t part = 0; part < m * m; ++part) {
+            const int64_t patch = (top + part / m) * side_ + left + part % m;
+            machine.kernels.layer_norm(encoding.image.hidden.data() + patch * c, post_weight_.data(),
+                                       post_bias_.data(), c, kNormEps, merged + (i * m * m + part) * c);
+        }
     });
+    adapter_.run(machine, scratch_, cells.count, encoding.features + cells.first * adapter_.width());
 }
 
 }  // namespace musespark

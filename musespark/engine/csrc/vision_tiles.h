@@ -16,14 +16,16 @@ public:
     TileTower(TensorSource& source, const VisionConfig& config, int64_t text_width, Format format,
               const Machine& machine);
 
+protected:
     // One tile: rows and columns must be the tower's side.
-    void encode(const Machine& machine, const float* patches, int64_t rows, int64_t columns, float* features) override;
+    void check_grid(int64_t rows, int64_t columns) const override;
+    int64_t arrange(ImageEncoding& encoding) const override;
+    size_t layout_of(int64_t) const override { return 0; }
+    const VisionLayers& layers() const override { return layers_; }
+    void embed(const Machine& machine, ImageEncoding& encoding, const Segment& rows) override;
+    void finish(const Machine& machine, ImageEncoding& encoding, const Segment& cells) override;
 
 private:
-    void embed(const Machine& machine, const float* patches);
-    void merge(const Machine& machine);
-
-    VisionConfig config_;
     int64_t side_;
     VisionLayers layers_;
     VisionAdapter adapter_;
@@ -31,7 +33,6 @@ private:
     std::vector<float> class_embedding_;  // (C)
     std::vector<float> positions_;        // (side^2 + 1, C), the last that of the class token
     std::vector<float> pre_weight_, pre_bias_, post_weight_, post_bias_;
-    VisionWorkspace work_;
 };
 
 }  // namespace musespark

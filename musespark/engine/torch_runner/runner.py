@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from musespark.engine.machine_memory import available_memory_bytes
-from musespark.engine.runner import PAGE_SIZE, Batch, Float32
+from musespark.engine.runner import PAGE_SIZE, Batch, Float32, WholeImage
 from musespark.engine.torch_runner.experts import GroupedExperts, group_experts
 from musespark.engine.torch_runner.graphs import Graphs
 from musespark.engine.torch_runner.layout import Group, Layout, has_few_rows, plan
@@ -145,6 +145,9 @@ class TorchRunner:
         if self.config.image_tower is None:
             raise ValueError("this checkpoint has no vision tower, so it takes no images")
         return self._to_host(network.encode_images([image])[0].float())
+
+    def start_image(self, image: PatchedImage) -> WholeImage:
+        return WholeImage(self.encode_image, image)
 
     def close(self) -> None:
         """Free the memory. Further calls raise EngineFailed."""
