@@ -10,7 +10,7 @@ The functions run inside a transaction; ledger.py is the door.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from musespark.accounts.lines import Lines
 from musespark.accounts.prices import PriceSnapshot
@@ -131,7 +131,7 @@ def open_hold(tx: Transaction, asked: Hold, text_in: int, image_in: int, owner: 
         if granted < min(wanted, 1) or purse.free < base:
             existing = read_hold(tx, asked.id)
             if existing is not None:
-                return existing.hold
+                return replace(existing.hold, price=price)
             raise purse.refusal(needed, held_by_others=purse.others_may_free(needed, asked.id))
         final = not purse.others_may_free(base + wanted * price.most_per_output, asked.id)
     held = base + granted * price.most_per_output
@@ -139,7 +139,7 @@ def open_hold(tx: Transaction, asked: Hold, text_in: int, image_in: int, owner: 
     if not insert_hold(tx, hold, held, owner, now):
         existing = read_hold(tx, asked.id)
         assert existing is not None
-        return existing.hold
+        return replace(existing.hold, price=price)
     if held:
         write(tx, hold.organisation_id, [Transfer(f"{hold.id}/hold", "wallet", "held", held, "hold")], now, hold.id)
     begin_spending(tx, hold.scope.ids, hold.scope.period, held, 0)

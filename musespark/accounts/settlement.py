@@ -74,7 +74,12 @@ def settle(
         return Settlement(hold.id, lines, hold.price, billed, written_off)
     if row.state != "expired" or len(recorded) > 1 or not lines.covers(before):
         raise LedgerConflict(f"the hold {hold.id} is {row.state} with {before}; it can't be settled with {lines}")
-    return _late(tx, replace(row.hold, price=hold.price), lines, before, len(recorded), outcome, now, listeners)
+    done = _late(tx, replace(row.hold, price=hold.price), lines, before, len(recorded), outcome, now, listeners)
+    return replace(
+        done,
+        amount_nano=done.amount_nano + sum(part[1] for part in recorded),
+        written_off_nano=done.written_off_nano + sum(part[2] for part in recorded),
+    )
 
 
 def void(tx: Transaction, id: str, outcome: str, now: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.database import Database
+from tests.accounts.books import Books, make_books
 from tests.postgres import PostgresServer, running_server
 
 
@@ -45,3 +46,10 @@ def database(state_dir: Path, database_url: str | None) -> Iterator[Database]:
 def accounts(state_dir: Path, database_url: str | None) -> Iterator[Accounts]:
     with Accounts.open(state_dir, database_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def books(database: Database, state_dir: Path) -> Iterator[Books]:
+    made = make_books(database, state_dir)
+    yield made
+    made.ledger.close()
