@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from musespark.engine.allowance import Allowance
 from musespark.engine.engine import Engine
 from musespark.errors import ContextTooLong, Overloaded
 from tests.engine.driver import Driver, Seen, no_pages_in_use, picture, prompt_of, request
@@ -54,6 +55,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.driver = Driver(Engine(self.runner, image_cache_bytes=image_cache_bytes, **options))
         self.wanted: dict[str, tuple[Seen, list[int], int, int]] = {}
+        self.allowances: dict[str, Allowance] = {}
 
     @rule(
         target=live,
@@ -64,9 +66,23 @@ class EngineMachine(RuleBasedStateMachine):
         n=st.sampled_from([1, 1, 1, 2, 3]),
         salt=st.sampled_from([b"a", b"b"]),
         priority=st.integers(0, 1),
+        tenant=st.sampled_from(["one", "two"]),
+        granted=st.sampled_from([None, None, 0, 1, 30]),
+        final=st.booleans(),
     )
-    def submit(self, head: int, length: int, image: str, max_tokens: int, n: int, **fields: object) -> tuple[str, Seen]:
+    def submit(
+        self,
+        head: int,
+        length: int,
+        image: str,
+        max_tokens: int,
+        n: int,
+        granted: int | None,
+        final: bool,
+        **fields: object,
+    ) -> tuple[str, Seen]:
         tokens, images, image_spans = prompt_for(head, length, image)
+        fields["allowance"] = None if granted is None else Allowance(granted, final)
         new = request(tokens, max_tokens, n=n, images=images, image_spans=image_spans, **fields)
         fits = len(tokens) + max_tokens <= self.driver.engine.context_length
         try:
@@ -79,6 +95,8 @@ class EngineMachine(RuleBasedStateMachine):
             return new.id, Seen()
         assert fits
         self.wanted[new.id] = (seen, expected(self.local, head, length, image), max_tokens, n)
+        if new.allowance is not None:
+            self.allowances[new.id] = new.allowance
         return new.id, seen
 
     @rule(steps=st.integers(1, 30))
@@ -86,6 +104,12 @@ class EngineMachine(RuleBasedStateMachine):
         for _ in range(steps):
             if self.driver.engine.has_work:
                 self.driver.step()
+
+    @rule(one=live, more=st.integers(0, 40), final=st.booleans())
+    def grant(self, one: tuple[str, Seen], more: int, final: bool) -> None:
+        allowance = self.allowances.get(one[0])
+        if allowance is not None and not allowance.final:
+            allowance.grant(allowance.granted + more, final=final)
 
     @rule(one=consumes(live))
     def cancel(self, one: tuple[str, Seen]) -> None:
@@ -101,13 +125,26 @@ class EngineMachine(RuleBasedStateMachine):
                 assert seen.ids(index) == tokens[: len(seen.ids(index))]
                 assert len(seen.ids(index)) <= max_tokens
             for index, reason in seen.reasons.items():
-                assert reason == "cancelled" or len(seen.ids(index)) == max_tokens
+                assert reason in ("cancelled", "budget") or len(seen.ids(index)) == max_tokens
+
+    @invariant()
+    def nobody_has_more_than_is_paid_for(self) -> None:
+        for request_id, allowance in getattr(self, "allowances", {}).items():
+            seen = self.wanted[request_id][0]
+            num_tokens = sum(len(tokens) for tokens in seen.tokens.values())
+            assert num_tokens <= allowance.granted
+            if "budget" in seen.reasons.values():
+                assert num_tokens == allowance.granted
 
     def teardown(self) -> None:
         if not hasattr(self, "driver"):
             return
+        for allowance in self.allowances.values():
+            if not allowance.final:
+                allowance.grant(allowance.granted + 1000)
         self.driver.run()
         self.tokens_are_right_so_far()
+        self.nobody_has_more_than_is_paid_for()
         assert all(len(seen.reasons) == n for seen, _, _, n in self.wanted.values())
         assert no_pages_in_use(self.driver.engine)
 
