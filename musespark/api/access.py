@@ -55,6 +55,17 @@ RULES = tuple(
     POST    /v1/admin/organisations/{organisation_id}/invitations       people.write
     DELETE  /v1/admin/organisations/{organisation_id}/invitations/{invitation_id}               people.write
     GET     /v1/admin/organisations/{organisation_id}/audit             audit.read
+    GET     /v1/admin/organisations/{organisation_id}/billing           billing.read
+    PUT     /v1/admin/organisations/{organisation_id}/plan              organisations.write
+    DELETE  /v1/admin/organisations/{organisation_id}/plan              organisations.write
+    POST    /v1/admin/organisations/{organisation_id}/credits           organisations.write
+    PUT     /v1/admin/organisations/{organisation_id}/caps/{subject_id}                         billing.write
+    GET     /v1/admin/organisations/{organisation_id}/limits/{subject_id}                       limits.read
+    PUT     /v1/admin/organisations/{organisation_id}/limits/{subject_id}                       limits.write
+    GET     /v1/admin/prices                                            prices.read
+    POST    /v1/admin/prices                                            prices.write
+    GET     /v1/admin/plans                                             prices.read
+    POST    /v1/admin/plans                                             prices.write
     GET     /v1/admin/audit                                             server_audit.read
     GET     /v1/admin/releases                                          releases.read
     POST    /v1/admin/releases                                          releases.write

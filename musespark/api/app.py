@@ -22,6 +22,7 @@ from musespark.api.metrics import Metrics
 from musespark.api.openapi import ERROR_RESPONSES
 from musespark.api.routes import (
     admin,
+    admin_billing,
     admin_people,
     admin_releases,
     auth,
@@ -35,7 +36,19 @@ from musespark.api.routes import (
 from musespark.api.settings import LOOPBACK_NAMES, Settings
 from musespark.providers.base import Provider
 
-ROUTES = (chat, models, usage, requests, operations, auth, early_access, admin, admin_people, admin_releases)
+ROUTES = (
+    chat,
+    models,
+    usage,
+    requests,
+    operations,
+    auth,
+    early_access,
+    admin,
+    admin_billing,
+    admin_people,
+    admin_releases,
+)
 
 
 def create_app(provider: Provider | None, accounts: Accounts, settings: Settings) -> FastAPI:

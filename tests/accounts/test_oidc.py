@@ -58,7 +58,7 @@ def provider() -> Iterator[str]:
                 time.sleep(0.1)
         yield issuer
     finally:
-        process.terminate()
+        process.kill()  # it has nothing to finish, and would take seconds
         process.wait(timeout=30)
 
 
