@@ -32,6 +32,10 @@ class ChunkSize:
     def target_s(self) -> float:
         return max(self._target_s, 2 * (self._decode_s or 0.0))
 
+    def spare_s(self, *, beside_streams: bool) -> float:
+        """Time of a step for pictures: beside running streams, half of what these leave, for prompts want some, too."""
+        return (self.target_s - (self._decode_s or 0.0)) / 2 if beside_streams else self.target_s
+
     def measured(self, seconds: float, num_decoding: int, num_prompt_tokens: int) -> None:
         """A step took `seconds` for so many streams and so many tokens of prompts."""
         if not num_prompt_tokens:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -74,7 +75,7 @@ class Engine:
         self._config = runner.config
         self._cache = KVCache(runner.config.text, runner.num_full_pages, runner.num_sliding_pages)
         self._scheduler = Scheduler(self._cache, max_batch_tokens=max_batch_tokens, max_running=max_running)
-        self._features = ImageFeatures(runner, image_cache_bytes)
+        self._features = ImageFeatures(runner, image_cache_bytes, clock)
         suppressed = set(suppressed_token_ids)
         image_token_id = runner.config.image_token_id
         if runner.config.image_tower is not None and image_token_id < runner.config.text.vocab_size:
@@ -137,20 +138,24 @@ class Engine:
         started_s = self._now_s = self._clock()
         try:
             self._review_allowances()
-            chunks = self._scheduler.schedule(self._chunk_size.num_tokens)
+            most = self._chunk_size.num_tokens
+            chunks = self._scheduler.schedule(most // 2 or 1 if self._features.is_busy else most)
+            features = self._encode(chunks)
+            encoded_s = self._clock()
             chunks = self._speculation.with_drafts(chunks, self._cache)
             num_decoding = sum(chunk.end - chunk.start == 1 for chunk in chunks)
             num_prompt_tokens = sum(chunk.end - chunk.start for chunk in chunks) - num_decoding
-            logits = self._forward(chunks)
+            logits = self._forward(chunks, features)
             states = [chunk.sequence.sampling for chunk in chunks if chunk.samples]
             tokens = self._sampler.sample(logits[: len(states)], states)
             self._append(chunks, tokens)
             num_accepted = self._accept(chunks[0], logits[1:]) if chunks and chunks[0].draft else 0
             self._finish(chunks)
             self._review_allowances()
-            step_s = self._clock() - started_s
-            self._counters.step_s += self._clock() - started_s
-            self._chunk_size.measured(step_s, num_decoding, num_prompt_tokens)
+            now_s = self._clock()
+            step_s = now_s - started_s
+            self._counters.step_s += step_s
+            self._chunk_size.measured(now_s - encoded_s, num_decoding, num_prompt_tokens)
             self._speculation.measured(chunks, num_accepted, step_s)
         except Exception as error:
             self._recover(error)
@@ -226,20 +231,34 @@ class Engine:
         self._counters.overloaded += 1
         raise Overloaded(f"{problem}; try again later", retry_after_ms=self._pace.retry_after_ms(self._max_waiting))
 
-    def _forward(self, chunks: list[Chunk]) -> Float32:
-        """Logits (R, V) of the chunks that sample. A request whose image can't be encoded fails and leaves `chunks`."""
+    def _encode(self, chunks: list[Chunk]) -> dict[tuple[str, int], Float32]:
+        """The features of the images in `chunks`, by request and index, as far as this step has time for them.
+
+        A chunk ends before the first image that isn't ready. The chunks of a request whose image can't be encoded go.
+        """
         features: dict[tuple[str, int], Float32] = {}
-        for chunk in list(chunks):
+        streams = any(chunk.end - chunk.start == 1 for chunk in chunks)
+        self._features.begin_step(self._chunk_size.spare_s(beside_streams=streams))
+        for at, chunk in enumerate(chunks):
             state = chunk.sequence.state
             if state.request.id not in self._states:
                 continue  # another choice of the same request failed just now
             try:
-                for image, _, _ in images_in(chunk):
-                    features[state.request.id, image] = self._features.get(state.request, image)
+                for image, start, _ in images_in(chunk):
+                    known = self._features.get(state.request, image)
+                    if known is None:
+                        chunks[at] = replace(chunk, end=start, samples=False)
+                        break
+                    features[state.request.id, image] = known
             except Exception as error:
                 log.exception("an image of request %r can't be encoded", state.request.id)
                 self._fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
-        chunks[:] = [chunk for chunk in chunks if chunk.sequence.request.id in self._states]
+        alive = self._states
+        chunks[:] = [chunk for chunk in chunks if chunk.end > chunk.start and chunk.sequence.request.id in alive]
+        return features
+
+    def _forward(self, chunks: list[Chunk], features: dict[tuple[str, int], Float32]) -> Float32:
+        """Logits (R, V) of the chunks that sample."""
         for chunk in chunks:
             if chunk.sequence.state.started_s is None:
                 chunk.sequence.state.started_s = self._now_s
@@ -391,6 +410,7 @@ class Engine:
     def _forget_request(self, state: RequestState) -> None:
         del self._states[state.request.id]
         self._with_allowance.pop(state.request.id, None)
+        self._features.forget_request(state.request.id)
         self._counters.prompt_tokens += state.prompt_tokens
         self._counters.ended(state.timing())
         self._counters.cached_tokens += state.cached_tokens
