@@ -36,9 +36,16 @@ async def read_body(request: Request, kind: type[B]) -> B:
         raise explain(error.errors(include_url=False)[0], {}) from None
 
 
+SCHEMAS: dict[str, Any] = {}  # of all bodies that `takes` has seen, for the OpenAPI document
+
+
 def takes(kind: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route that reads such a body."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}}
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    SCHEMAS.update(schema.pop("$defs", {}))
+    SCHEMAS[kind.__name__] = schema
+    reference = {"$ref": f"#/components/schemas/{kind.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
 
 
 def answer(value: Any, status: int = 200) -> Response:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from musespark.api.admin_body import SCHEMAS
 from musespark.api.chat_request import ChatCompletionRequest
 from musespark.api.gate import PUBLIC
 
@@ -46,7 +47,7 @@ def document(app: FastAPI) -> dict[str, Any]:
         request = ChatCompletionRequest.model_json_schema(ref_template="#/components/schemas/{model}")
         parts = request.pop("$defs")
         components = result.setdefault("components", {})
-        components["schemas"] = {"ChatCompletionRequest": request, **parts, "Error": _ERROR}
+        components["schemas"] = {"ChatCompletionRequest": request, **parts, **SCHEMAS, "Error": _ERROR}
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         result["security"] = [{"key": []}]
         for path in PUBLIC:
