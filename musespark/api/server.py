@@ -25,6 +25,7 @@ from musespark.accounts.accounts import Accounts
 from musespark.accounts.keys import NewKey
 from musespark.api import logs
 from musespark.api.app import create_app
+from musespark.api.delivery import exporting
 from musespark.api.deps import Services
 from musespark.api.load import LoadedModel, load_model
 from musespark.api.memory import return_large_blocks
@@ -45,8 +46,10 @@ def serve(settings: Settings, load: Callable[[Settings], LoadedModel] = load_mod
     with (
         Accounts.open(settings.state_dir, settings.database_url) as accounts,
         bind(settings.host, settings.port) as listener,
+        contextlib.ExitStack() as stack,
     ):
-        accounts.ledger.start()
+        stack.enter_context(exporting(accounts, settings))
+        accounts.ledger.start()  # what it settles for a server that died is exported, too
         app = create_app(None, accounts, settings)
         server = _Server(_uvicorn_config(app, settings))
         with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:

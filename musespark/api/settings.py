@@ -17,6 +17,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_vali
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from musespark.accounts.outbox_formats import secret_bytes
 from musespark.chat.image_files import MAX_PIXELS
 from musespark.errors import ConfigError
 
@@ -27,6 +28,7 @@ PICTURES_AT_ONCE = 2  # threads that decode large ones (providers/local.py)
 MAX_BATCH_TOKENS = 512  # one step; the longest that a running stream waits for somebody's prefill
 HOST_NAME = r"[a-z0-9_](?:[a-z0-9_.-]{0,251}[a-z0-9_])?|\[[0-9a-f:.]+\]"
 ORIGIN = rf"https?://(?:{HOST_NAME})(?::\d{{1,5}})?"
+WEBHOOK_URL = r"^(?:https://|http://(?:localhost|127\.0\.0\.1|\[::1\])[:/])[!-~]{1,2000}$"
 # Variables of this prefix that are not settings: of `train`, of clients in the same shell, and of Kubernetes, which
 # describes a service called musespark so.
 NO_SETTINGS = r"DATA|API_KEY|BASE_URL|SERVICE_\w+|PORT_\w+"
@@ -99,6 +101,13 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose web pages may call the API, separated by commas"
     )
+    export_url: str | None = Field(
+        None, pattern=WEBHOOK_URL, description="where usage is sent, an https URL; None: nowhere (docs/usage.md)"
+    )
+    export_format: Literal["cloudevents", "stripe"] = Field("cloudevents", description="as what usage is sent")
+    export_secret: SecretStr | None = Field(
+        None, description="signs what is sent, at least 16 bytes; with Stripe its API key"
+    )
     public_url: str | None = Field(
         None, pattern=rf"^{ORIGIN}$", description="where browsers reach this server, as https://muse.example"
     )
@@ -108,6 +117,26 @@ class Settings(BaseSettings):
     oidc_client_id: str | None = Field(None, min_length=1, description="our name at that provider")
     oidc_client_secret: SecretStr | None = Field(None, min_length=1, description="our secret at that provider")
     open_metrics: bool = Field(False, description="serve /metrics without a key")
+
+    @model_validator(mode="after")
+    def _signed_exports(self) -> Settings:
+        """Without a secret a receiver could not tell our events from anybody's (CVE-2026-41432 was an empty one)."""
+        secret = None if self.export_secret is None else self.export_secret.get_secret_value()
+        if self.export_url is None and secret is None:
+            return self
+        problem = None
+        if self.export_url is None:
+            problem = "MUSESPARK_EXPORT_SECRET is set and MUSESPARK_EXPORT_URL is not"
+        elif not secret:
+            problem = "MUSESPARK_EXPORT_URL needs MUSESPARK_EXPORT_SECRET, and an empty one signs nothing"
+        elif self.export_format == "cloudevents":
+            try:
+                secret_bytes(secret)
+            except ValueError as error:
+                problem = f"MUSESPARK_EXPORT_SECRET: {error}"
+        if problem is not None:
+            raise PydanticCustomError("export", "{message}", {"message": problem})
+        return self
 
     @property
     def shares_limits(self) -> bool:
