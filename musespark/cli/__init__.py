@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from musespark.cli import audit, conformance, keys, organisations, people, releases
+from musespark.cli import audit, billing, conformance, keys, organisations, people, releases
 from musespark.cli.state import StateOption
 from musespark.errors import MuseSparkError
 
@@ -26,6 +26,9 @@ app.add_typer(keys.app, name="key")
 app.add_typer(keys.app, name="keys", hidden=True)  # its first name; scripts have it
 app.add_typer(people.app, name="people")
 app.add_typer(releases.app, name="release")
+app.add_typer(billing.price_app, name="price")
+app.add_typer(billing.plan_app, name="plan")
+app.add_typer(billing.credit_app, name="credit")
 app.add_typer(audit.app, name="audit")
 
 Precision = Literal["float32", "bf16", "int8", "int4"]

@@ -79,7 +79,7 @@ def test_keys_are_rotated_and_revoked(shell: Shell) -> None:
     [key] = shell.json("keys", "list")  # the first name of the command still works
     new = shell("key", "rotate", str(key["id"]), "--overlap-hours", "2")
     assert new.startswith("sk-muse-")
-    [old, fresh] = shell.json("key", "list")
+    [old, fresh] = sorted(shell.json("key", "list"), key=lambda row: row["replaces"] is not None)
     assert (fresh["replaces"], fresh["access"]) == (key["id"], "read_only")
     assert old["expires_at"] < key["expires_at"]  # type: ignore[operator]
     assert "is revoked" in shell("key", "revoke", str(key["id"]))
@@ -139,3 +139,29 @@ def test_a_date_is_written_like_one(shell: Shell, date: str) -> None:
     result = shell.run("release", "launch", "muse-2", date, "--why", "x")
     assert result.exit_code == 2
     assert "2026-12-01T09:00Z" in result.output
+
+
+def test_prices_plans_credit_and_caps(shell: Shell) -> None:
+    acme = shell("org", "create", "Acme")
+    said = shell("price", "set", "muse-2", "--text-in", "1250", "--output", "4250", "--cached-in", "150")
+    assert said.startswith("version 1 of the price of muse-2 begins 20")
+    [price] = shell.json("price", "list", "muse-2")
+    assert (price["text_in"], price["image_in"], price["cached_in"], price["reasoning"]) == (1250, 1250, 150, 4250)
+    assert "version 1" in shell("plan", "create", "starter", "--name", "Starter", "--included", "500")
+    assert shell("plan", "assign", acme, "starter") == f"{acme} has starter, version 1"
+    assert "were added" in shell("credit", "add", acme, "1000", "--reference", "payment-1")
+    assert "nothing has changed" in shell("credit", "add", acme, "1000", "--reference", "payment-1")
+    assert "available          1,500" in shell("credit", "show", acme)
+    shell("credit", "cap", acme, "700")
+    assert "monthly cap        700" in shell("credit", "show", acme)
+    assert shell("plan", "assign", acme) == f"{acme} has no plan"
+    assert [row["id"] for row in shell.json("plan", "list")] == ["starter"]
+    actions = [event["action"] for event in shell.json("audit", "list")]
+    assert actions[:-1] == ["plan.cancel", "cap.set", "credit.add", "plan.subscribe", "plan.create", "price.set"]
+    for command in (
+        ("credit", "show", "org_none"),
+        ("credit", "cap", "key_none", "5"),
+        ("plan", "assign", acme, "none"),
+    ):
+        assert isinstance(shell.refusal(*command), MuseSparkError)
+    assert isinstance(shell.refusal("price", "set", "m", "--text-in", "-1", "--output", "1"), InvalidRequest)

@@ -127,8 +127,8 @@ async def get_billing(request: Request, organisation_id: str) -> Response:
 
     def read() -> dict[str, Any]:
         plan = database.transact(lambda tx: statements.current_plan(tx, reached, time.time()))  # not a remembered one
-        parts = {"plan": plan, "balance": ledger.balance(reached), "spending": ledger.spending(reached)}
-        return {name: asdict(part) for name, part in parts.items()}
+        balance, spending = ledger.balance(reached), ledger.spending(reached)
+        return {"plan": asdict(plan), "balance": asdict(balance), "spending": asdict(spending)}
 
     return answer(await asyncio.to_thread(read))
 
