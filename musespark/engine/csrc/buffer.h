@@ -45,7 +45,7 @@ class Scratch {
 public:
     T* reserve(int64_t rows, int64_t columns) {
         const int64_t bytes = checked_product({rows, columns, static_cast<int64_t>(sizeof(T))});
-        if (bytes > memory_.size()) memory_ = Bytes(bytes + bytes / 4);
+        if (bytes > memory_.size()) memory_ = Bytes(bytes + bytes / 4, true);
         return data();
     }
     T* data() const { return reinterpret_cast<T*>(memory_.data()); }

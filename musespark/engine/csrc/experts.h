@@ -10,25 +10,6 @@
 
 namespace musespark {
 
-// A SwiGLU for each expert, from m to F to m.
-class ExpertStack {
-public:
-    ExpertStack(TensorSource& source, const TextConfig& config, const std::string& prefix, Format format,
-                const Machine& machine);
-
-    // Make `scratch.expert_input` take rows of the first product.
-    void shape_input(FeedForwardScratch& scratch, int64_t rows) const {
-        scratch.expert_input.shape_for(gate_up_, rows);
-    }
-
-    // Outputs (slots, m) in scratch.expert_out; the slot's input is row `row_of_slot(slot)` of scratch.expert_input.
-    template <class RowOfSlot>
-    float* forward(const Machine& machine, FeedForwardScratch& scratch, const RowOfSlot& row_of_slot) const;
-
-private:
-    PackedMatrix gate_up_, down_;
-};
-
 // muse_spark: experts read the token in a narrower space, their outputs are normed and then summed by weight.
 class LatentExperts : public FeedForward {
 public:
@@ -41,7 +22,7 @@ public:
 private:
     const TextConfig& config_;
     Router router_;
-    ExpertStack experts_;
+    SwigluStack experts_;
     PackedMatrix pre_expert_, post_expert_;
     std::vector<float> pre_expert_norm_, post_expert_norm_;
 };
@@ -59,8 +40,7 @@ public:
 private:
     const TextConfig& config_;
     Router router_;
-    ExpertStack experts_;
-    DenseMlp shared_;
+    SwigluStack experts_, shared_;
 };
 
 }  // namespace musespark

@@ -9,22 +9,19 @@
 
 #include "config.h"
 #include "operand.h"
+#include "products.h"
+#include "swiglu.h"
 #include "weights.h"
 
 namespace musespark {
 
-// A part of one expert's product: slots [first_slot, first_slot + num_slots), panels [first_panel, first_panel +
-// num_panels).
-struct ExpertTask {
-    int64_t expert, first_slot, num_slots, first_panel, num_panels;
-};
-
 // Scratch rows shared by all layers; a slot is one (token, picked expert) pair, slots are sorted by expert.
 struct FeedForwardScratch {
-    Operand input, expert_input, wide_input, sum_input;
+    Operand input, sum_input;
+    SwigluRows dense, experts;    // through a dense layer or a shared expert, and through the experts
+    Products products;
     Scratch<float> scores;        // (N, E)
     Scratch<float> expert_rows;   // (N or slots, m): what experts read
-    Scratch<float> wide;          // (slots, 2F), or (N, 2 * intermediate) of a dense layer
     Scratch<float> expert_out;    // (slots, m)
     std::vector<int32_t> picks;   // (N, k) experts, ascending
     std::vector<float> weights;   // (N, k)
@@ -32,7 +29,6 @@ struct FeedForwardScratch {
     std::vector<int64_t> tokens;  // (slots) token of each slot
     std::vector<int64_t> starts;  // (E + 1) first slot of each expert
     std::vector<int64_t> next;    // (E + 1) where the next slot of each expert goes while sorting
-    std::vector<ExpertTask> tasks;
 };
 
 class FeedForward {
@@ -50,21 +46,22 @@ std::unique_ptr<FeedForward> load_feed_forward(TensorSource& source, const TextC
 
 class DenseMlp : public FeedForward {
 public:
-    // `wide` is the width between; `prefix` ends before gate_proj, up_proj and down_proj.
-    DenseMlp(TensorSource& source, const TextConfig& config, int64_t wide, const std::string& prefix, Format format,
+    // `prefix` ends before gate_proj, up_proj and down_proj.
+    DenseMlp(TensorSource& source, const TextConfig& config, const std::string& prefix, Format format,
              const Machine& machine);
 
     void forward(const Machine& machine, FeedForwardScratch& scratch, const float* rows, int64_t num_tokens,
                  float* out) const override;
 
 private:
-    PackedMatrix gate_up_, down_;
+    SwigluStack mlp_;
 };
+
+// A single SwiGLU whose width between is `wide`; `prefix` as above.
+SwigluStack load_dense(TensorSource& source, const TextConfig& config, int64_t wide, const std::string& prefix,
+                       Format format, const Machine& machine);
 
 // `count` rows into `operand`, prepared for products.
 void prepare_rows(const Machine& machine, const float* rows, int64_t count, int64_t width, Operand& operand);
-
-// silu(gate) * up of rows of [gate, up], prepared for the product that comes after.
-void activate(const Machine& machine, float* rows, int64_t count, int64_t width, Operand& operand);
 
 }  // namespace musespark

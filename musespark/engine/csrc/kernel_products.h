@@ -12,6 +12,14 @@ inline void prefetch_step(const std::byte* step, int64_t panel_bytes, int64_t ah
     for (int i = 0; i < P; ++i) __builtin_prefetch(step + i * panel_bytes + ahead, 0, 2);
 }
 
+template <int P>
+inline void prefetch_to_write(const float* start, int64_t columns) {
+    MUSESPARK_UNROLL
+    for (int i = 0; i < P; ++i) {
+        if (i * kPanel < columns) __builtin_prefetch(start + i * kPanel, 1, 3);
+    }
+}
+
 struct Float32Tile {
     static constexpr Format kFormat = Format::float32;
 
@@ -189,6 +197,8 @@ void run_tile(const GemmBlock& b, int64_t row, int64_t panel) {
         }
         MUSESPARK_UNROLL
         for (int i = 0; i < P * kVectors; ++i) sum[t][i] = b.accumulate ? Simd::load(start + i * kWidth) : Simd::zero();
+        // Outputs of many rows are not in the cache, and a store that has to wait for its line holds up those after it.
+        if (!b.accumulate) prefetch_to_write<P>(start, columns);
     }
     // The first rows bring the panels after these, for the others they are there.
     const int64_t ahead = row == 0 ? P * b.panel_bytes : 0;

@@ -57,17 +57,12 @@ struct Epilogue {
     float multiplier = 1.0F;  // of the soft cap
 };
 
-// out (rows, matrix.out) = operand rows [0, rows) times one matrix, row r at out + r * out_stride.
+// out (rows, matrix.out) = operand rows [0, rows) times one matrix, row r at out + r * out_stride. Several products that
+// need nothing of each other: Products.
 void multiply(const Machine& machine, const PackedMatrix& matrix, const Operand& operand, int64_t rows, float* out,
               int64_t out_stride, const Epilogue& epilogue = {});
 
-// Rows per task of a product: a multiple of every kernel's tile of rows.
-constexpr int64_t kRowBlock = 48;
-
-// Panels per task for so many rows: enough work to be worth claiming, little enough to share.
-int64_t panels_per_task(const PackedMatrix& matrix, int64_t rows);
-
-// One task's part of a product: `rows` are pointers to prepared rows, panels [first, first + count) of one matrix,
+// Part of a product: `rows` are pointers to prepared rows, panels [first, first + count) of one matrix,
 // clipped.
 GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows,
                    int64_t first_panel, int64_t num_panels, float* out, int64_t out_stride);
