@@ -51,8 +51,8 @@ def apply(database: Database, actor: Actor, release_name: str, organisation_id: 
 
     The caller has made sure that this organisation may know of the release.
     """
-    if len(note) > LONGEST_TEXT:
-        raise InvalidRequest(f"a note has at most {LONGEST_TEXT:,} characters", param="note")
+    if len(note) > LONGEST_TEXT or not note.replace("\n", " ").isprintable():
+        raise InvalidRequest(f"a note has at most {LONGEST_TEXT:,} printable characters", param="note")
     table = tables.early_access
     with database.write() as connection:
         release = find(connection, release_name)

@@ -213,6 +213,13 @@ def _find(connection: sa.Connection, key_id: str, organisation_id: str | None) -
 
 
 def _project(connection: sa.Connection, options: KeyOptions) -> organisations.Project:
+    project = _any_project(connection, options)
+    if project.archived_at is not None:
+        raise Conflict(f"the project {project.id} is archived; none of its keys works")
+    return project
+
+
+def _any_project(connection: sa.Connection, options: KeyOptions) -> organisations.Project:
     if options.service_account_id is not None:
         account = service_account_of(connection, options.organisation_id, options.service_account_id)
         if options.project_id not in (None, account.project_id):

@@ -21,9 +21,10 @@ from musespark.accounts.actor import Actor
 from musespark.accounts.database import Database
 from musespark.accounts.secret import Pepper
 from musespark.accounts.sessions import NewSession, Sessions
-from musespark.errors import InvalidRequest, SetupError, SignInFailed
+from musespark.errors import InvalidRequest, SetupError, SignInFailed, TooManySignIns
 
 SIGN_IN_S = 600  # from the redirect to the provider until they must be back
+MOST_ON_THEIR_WAY = 10_000  # anybody can start one, so the rows need a bound
 DISCOVERY_S = 3600
 TIMEOUT_S = 10.0
 LEEWAY_S = 60  # clocks differ
@@ -73,6 +74,8 @@ class Oidc:
         now, table = int(time.time()), tables.oidc_sign_ins
         with self._database.write() as connection:
             connection.execute(sa.delete(table).where(table.c.expires_at < now))
+            if connection.scalar(sa.select(sa.func.count()).select_from(table)) >= MOST_ON_THEIR_WAY:
+                raise TooManySignIns("too many people are signing in; try again in a moment", retry_after_ms=10_000)
             connection.execute(
                 sa.insert(table).values(
                     digest=self._pepper.token_digest("oidc-state", state),

@@ -22,6 +22,7 @@ from musespark.errors import DatabaseUnavailable, NotFound, PermissionDenied, Si
 
 LONGEST_S = 7 * 86_400
 IDLE_S = 12 * 3600
+KEPT_S = 30 * 86_400
 SEEN_RESOLUTION_S = 60
 
 
@@ -68,6 +69,8 @@ class Sessions:
             if not places:
                 raise SignInFailed("you are in no organisation; ask for an invitation")
             session_id, chosen = new_id("sess"), places[0].organisation_id
+            # Where somebody signed in from is nobody's business after a while; the audit log has what they did.
+            connection.execute(sa.delete(tables.sessions).where(tables.sessions.c.expires_at < now - KEPT_S))
             connection.execute(
                 sa.insert(tables.sessions).values(
                     id=session_id,

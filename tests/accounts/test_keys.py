@@ -365,6 +365,9 @@ def test_keys_end_with_their_service_account_project_and_organisation(accounts: 
     for archived in (True, False):
         organisations.update_project(database, machine(), mine, project, archived=archived)
         assert works() is not archived
+        if archived:
+            with pytest.raises(Conflict, match="is archived"):
+                accounts.create_key("again", organisation_id=mine, project_id=project)
     for suspended in (True, False):
         organisations.update_organisation(database, machine(), mine, suspended=suspended)
         assert works() is not suspended

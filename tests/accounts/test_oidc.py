@@ -19,11 +19,12 @@ import sqlalchemy as sa
 from joserfc import jwt
 from joserfc.jwk import KeySet, OctKey, RSAKey
 
+from musespark.accounts import oidc as module
 from musespark.accounts import organisations, people, tables
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.actor import machine
 from musespark.accounts.oidc import Oidc, OidcSettings
-from musespark.errors import SetupError, SignInFailed
+from musespark.errors import SetupError, SignInFailed, TooManySignIns
 
 CALLBACK = "https://muse.example/v1/auth/oidc/callback"
 HERE = "192.0.2.7"
@@ -184,6 +185,20 @@ def test_a_sign_in_that_takes_too_long_is_over(accounts: Accounts, provider: str
         connection.execute(sa.update(tables.oidc_sign_ins).values(expires_at=int(time.time())))
     with pytest.raises(SignInFailed, match="took too long"):
         ours.finish(at_the_provider(redirect.url, "sub-ann"), redirect.state, HERE)
+
+
+def test_there_is_a_bound_on_sign_ins_that_were_only_started(
+    accounts: Accounts, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_ON_THEIR_WAY", 2)
+    ours = oidc(accounts, provider)
+    for _ in range(2):
+        ours.start()
+    with pytest.raises(TooManySignIns):
+        ours.start()
+    with accounts.database.write() as connection:  # ten minutes later
+        connection.execute(sa.update(tables.oidc_sign_ins).values(expires_at=int(time.time()) - 1))
+    ours.start()
 
 
 def test_a_provider_that_is_away_or_somebody_else_is_said(accounts: Accounts, provider: str) -> None:

@@ -12,7 +12,7 @@ from musespark.accounts import audit, organisations, passwords, people, tables
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.actor import machine
 from musespark.accounts.scopes import ROLE_PERMISSIONS, ROLES
-from musespark.accounts.sessions import IDLE_S, LONGEST_S, Sessions
+from musespark.accounts.sessions import IDLE_S, KEPT_S, LONGEST_S, Sessions
 from musespark.accounts.sign_in import PER_ADDRESS, PER_EMAIL, WINDOW_S, SignIn
 from musespark.errors import (
     Conflict,
@@ -214,6 +214,20 @@ def test_a_session_ends_after_idle_hours_and_after_a_week_in_any_case(
     clock.now = begun + LONGEST_S
     with pytest.raises(SignInFailed):
         sessions.verify(busy.token)
+
+
+def test_sessions_of_long_ago_are_forgotten(
+    accounts: Accounts, organisation: str, clocked: tuple[Sessions, Clock]
+) -> None:
+    sessions, clock = clocked
+    person = member(accounts, organisation, "viewer")
+    old = sessions.begin(person, HERE)
+    clock.now += LONGEST_S + KEPT_S + 1
+    new = sessions.begin(person, HERE)
+    with accounts.database.read() as connection:
+        ids = set(connection.scalars(sa.select(tables.sessions.c.id)))
+    assert new.id in ids
+    assert old.id not in ids
 
 
 def test_signing_out_leaving_a_new_password_and_a_suspension_end_sessions_at_once(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import threading
 import time
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -488,6 +489,34 @@ def test_nobody_applies_for_what_is_out_or_secret(changes: ReleaseChanges, accou
     changes.move("muse-2", "public", "go")
     with pytest.raises(Conflict, match="in stage public"):
         early_access.apply(accounts.database, machine(), "muse-2", mine)
+
+
+@pytest.mark.parametrize("note", ["x" * 2001, "\x1b[2J", "a\x00b"])
+def test_a_note_is_text(changes: ReleaseChanges, accounts: Accounts, clock: Clock, note: str) -> None:
+    bring_to(changes, clock, "partner")
+    mine = organisations.create_organisation(accounts.database, machine(), "Mine").id
+    with pytest.raises(InvalidRequest, match="at most 2,000 printable"):
+        early_access.apply(accounts.database, machine(), "muse-2", mine, note)
+    assert early_access.apply(accounts.database, machine(), "muse-2", mine, "two\nlines").note == "two\nlines"
+
+
+def test_of_many_who_move_a_release_at_the_same_time_one_does(accounts: Accounts, changes: ReleaseChanges) -> None:
+    outcomes: list[str] = []
+
+    def move() -> None:
+        try:
+            changes.move("muse-2", "internal", "now")
+            outcomes.append("moved")
+        except MoveNotAllowed:
+            outcomes.append("too late")
+
+    threads = [threading.Thread(target=move) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["moved"] + ["too late"] * 7
+    assert [event.kind for event in early_access.events(accounts.database, "muse-2")] == ["created", "moved"]
 
 
 def test_the_cached_catalogue_sees_another_process_within_a_second(accounts: Accounts, changes: ReleaseChanges) -> None:
