@@ -14,7 +14,7 @@ from musespark.accounts import audit, tables
 from musespark.accounts.actor import Actor
 from musespark.accounts.database import Database
 from musespark.accounts.names import LONGEST_TEXT
-from musespark.accounts.release_changes import find
+from musespark.accounts.release_history import find
 from musespark.accounts.release_stages import Release
 from musespark.accounts.releases import from_row
 from musespark.errors import Conflict, InvalidRequest, NotFound

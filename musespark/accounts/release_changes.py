@@ -7,45 +7,35 @@ Every function runs in one transaction that holds the write lock, so two people 
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import sqlalchemy as sa
 
-from musespark.accounts import audit, release_stages, tables
-from musespark.accounts.actor import Actor
-from musespark.accounts.database import Database
-from musespark.accounts.names import checked_text
+from musespark.accounts import release_stages, tables
+from musespark.accounts.release_audience import AudienceChanges
+from musespark.accounts.release_history import checked_model, checked_reason, find, release_values
 from musespark.accounts.release_stages import ALL_BASIS_POINTS, DataPolicy, EventKind, Release, iso, iso_or_none
-from musespark.accounts.releases import exists, from_row
-from musespark.errors import Conflict, InvalidRequest, MoveNotAllowed, NotFound
+from musespark.accounts.releases import exists
+from musespark.errors import Conflict, InvalidRequest, MoveNotAllowed
 
 LONGEST_RETENTION_DAYS = 3650
 FARTHEST_S = 20 * 366 * 86_400
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
 
 
-class ReleaseChanges:
-    """The changes, by one actor. `now` is the wall clock in UTC seconds; tests turn it."""
-
-    def __init__(self, database: Database, actor: Actor, now: Callable[[], float] = time.time) -> None:
-        self._database = database
-        self._actor = actor
-        self._now = now
+class ReleaseChanges(AudienceChanges):
+    """Everything that can be done to a release."""
 
     def create(self, name: str, model: str, why: str, policy: DataPolicy | None = None) -> Release:
         """A release in stage draft. Raises Conflict if the name is taken, InvalidRequest for unusable values."""
-        name, model, why = checked_model(name, "name"), checked_model(model, "model"), _reason(why)
+        name, model, why = checked_model(name, "name"), checked_model(model, "model"), checked_reason(why)
         policy = checked_policy(policy or DataPolicy())
         now = int(self._now())
         release = Release(name, model, "draft", data_policy=policy, created_at=now, stage_since=now)
         with self._database.write() as connection:
             if exists(connection, name):
                 raise Conflict(f"there is a release or an alias {name!r} already", param="name")
-            connection.execute(sa.insert(tables.releases).values(**_values(release)))
+            connection.execute(sa.insert(tables.releases).values(**release_values(release)))
             self._note(connection, name, "created", None, model, why)
         return release
 
@@ -56,7 +46,7 @@ class ReleaseChanges:
 
         public without a launch date begins now; deprecated needs `shutdown_at` and may name a `replacement`.
         """
-        stage, why, now = release_stages.checked_stage(to), _reason(why), int(self._now())
+        stage, why, now = release_stages.checked_stage(to), checked_reason(why), int(self._now())
         if stage != "deprecated" and (shutdown_at is not None or replacement is not None):
             raise InvalidRequest("a shutdown date and a replacement belong to the stage deprecated", param="to")
         with self._database.write() as connection:
@@ -84,7 +74,7 @@ class ReleaseChanges:
 
     def commit_launch(self, name: str, launch_at: int, why: str) -> Release:
         """Commit to a launch date. A later one than before is recorded as a slip, an earlier one as an advance."""
-        why, now = _reason(why), int(self._now())
+        why, now = checked_reason(why), int(self._now())
         if not now < launch_at < now + FARTHEST_S:
             raise InvalidRequest(
                 f"the launch date {launch_at} (UTC seconds since 1970) must be in the next 20 years", param="launch_at"
@@ -104,7 +94,7 @@ class ReleaseChanges:
 
     def ramp(self, name: str, percent: float, why: str) -> Release:
         """Let in `percent` of all organisations from the waitlist stage; it never shrinks, so nobody is put out."""
-        why = _reason(why)
+        why = checked_reason(why)
         basis_points = round(percent * 100) if 0 <= percent <= 100 else -1
         if basis_points < 0 or abs(basis_points - percent * 100) > 1e-6:
             raise InvalidRequest("percent must be from 0 to 100, with at most two decimals", param="percent")
@@ -122,7 +112,7 @@ class ReleaseChanges:
 
     def set_policy(self, name: str, policy: DataPolicy, why: str) -> Release:
         """Change what happens with customers' data; a draft's freely, later never towards more than was promised."""
-        policy, why = checked_policy(policy), _reason(why)
+        policy, why = checked_policy(policy), checked_reason(why)
         with self._database.write() as connection:
             before = find(connection, name)
             old = before.data_policy
@@ -135,84 +125,6 @@ class ReleaseChanges:
             self._save(connection, replace(before, data_policy=policy))
             self._note(connection, name, "policy_changed", _policy_text(old), _policy_text(policy), why)
             return find(connection, name)
-
-    def invite(self, name: str, organisation_id: str, why: str) -> None:
-        """Put an organisation on the invitation list; again is harmless. Raises NotFound."""
-        why = _reason(why)
-        listed = tables.release_invitations
-        with self._database.write() as connection:
-            release = find(connection, name)
-            if release.stage == "retired":
-                raise MoveNotAllowed(f"{name} is retired; there is nothing to be invited to")
-            _check_organisation(connection, organisation_id)
-            here = (listed.c.release_name == name) & (listed.c.organisation_id == organisation_id)
-            if connection.execute(sa.select(listed).where(here)).one_or_none() is None:
-                connection.execute(
-                    sa.insert(listed).values(
-                        release_name=name, organisation_id=organisation_id, invited_at=int(self._now())
-                    )
-                )
-                self._note(connection, name, "invited", None, organisation_id, why)
-
-    def uninvite(self, name: str, organisation_id: str, why: str) -> None:
-        """Take an organisation from the invitation list. Raises NotFound if it is not on it."""
-        why = _reason(why)
-        listed = tables.release_invitations
-        with self._database.write() as connection:
-            find(connection, name)
-            gone = connection.execute(
-                sa.delete(listed).where(listed.c.release_name == name, listed.c.organisation_id == organisation_id)
-            )
-            if gone.rowcount == 0:
-                raise NotFound(f"{organisation_id[:80]!r} is not invited to {name}")
-            self._note(connection, name, "uninvited", organisation_id, None, why)
-
-    def set_alias(self, alias: str, name: str, why: str) -> None:
-        """Let `alias` mean this release from now on. Raises Conflict if it is the name of a release itself."""
-        alias, why = checked_model(alias, "alias"), _reason(why)
-        table = tables.release_aliases
-        with self._database.write() as connection:
-            release = find(connection, name)
-            if release.stage == "retired":
-                raise MoveNotAllowed(f"{name} is retired; an alias would lead nowhere")
-            if connection.scalar(sa.select(tables.releases.c.name).where(tables.releases.c.name == alias)) is not None:
-                raise Conflict(f"{alias!r} is a release itself, and no other can answer to its name", param="alias")
-            old = connection.scalar(sa.select(table.c.release_name).where(table.c.alias == alias))
-            connection.execute(sa.delete(table).where(table.c.alias == alias))
-            connection.execute(sa.insert(table).values(alias=alias, release_name=name, moved_at=int(self._now())))
-            self._note(connection, name, "alias_set", old, name, why, alias=alias)
-
-    def remove_alias(self, alias: str, why: str) -> None:
-        why = _reason(why)
-        table = tables.release_aliases
-        with self._database.write() as connection:
-            name = connection.scalar(sa.select(table.c.release_name).where(table.c.alias == alias))
-            if name is None:
-                raise NotFound(f"there is no alias {alias[:100]!r}")
-            connection.execute(sa.delete(table).where(table.c.alias == alias))
-            self._note(connection, name, "alias_removed", alias, None, why, alias=alias)
-
-    def admit(self, name: str, why: str, *, next_in_line: int) -> list[str]:
-        """Let in the first few who wait for early access; returns their organisations."""
-        why = _reason(why)
-        if not 1 <= next_in_line <= 10_000:
-            raise InvalidRequest(f"next is {next_in_line}; it must be from 1 to 10,000", param="next")
-        table, now = tables.early_access, int(self._now())
-        with self._database.write() as connection:
-            release = find(connection, name)
-            if release.stage not in ("partner", "waitlist"):
-                raise MoveNotAllowed(f"{name} is in stage {release.stage}; people are let in at partner and waitlist")
-            waiting = (
-                sa.select(table.c.id, table.c.organisation_id)
-                .where(table.c.release_name == name, table.c.admitted_at.is_(None))
-                .order_by(table.c.id)
-                .limit(next_in_line)
-            )
-            rows = connection.execute(waiting).all()
-            for row in rows:
-                connection.execute(sa.update(table).where(table.c.id == row.id).values(admitted_at=now))
-                self._note(connection, name, "admitted", None, row.organisation_id, why)
-        return [row.organisation_id for row in rows]
 
     def _check_launch(self, connection: sa.Connection, before: Release, now: int, why: str) -> None:
         """A launch after its date has slipped, whether anybody said so or not."""
@@ -231,52 +143,6 @@ class ReleaseChanges:
                 f"{replacement!r} is in stage {target.stage}; it can't replace anything", param="replacement"
             )
 
-    def _save(self, connection: sa.Connection, release: Release) -> None:
-        table = tables.releases
-        connection.execute(sa.update(table).where(table.c.name == release.name).values(**_values(release)))
-
-    def _note(
-        self,
-        connection: sa.Connection,
-        name: str,
-        kind: EventKind,
-        before: str | None,
-        after: str | None,
-        why: str,
-        **details: Any,
-    ) -> None:
-        connection.execute(
-            sa.insert(tables.release_events).values(
-                release_name=name,
-                at=int(self._now()),
-                kind=kind,
-                value_before=before,
-                value_after=after,
-                why=why,
-                actor_kind=self._actor.kind,
-                actor_id=self._actor.id,
-                actor_name=self._actor.name,
-            )
-        )
-        shown = {"before": before, "after": after, "why": why}
-        audit.record(connection, self._actor, f"release.{kind}", name, **shown, **details)
-
-
-def find(connection: sa.Connection, name: str) -> Release:
-    row = connection.execute(sa.select(tables.releases).where(tables.releases.c.name == name)).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no release {name[:100]!r}; `musespark release list` shows them")
-    return from_row(row)
-
-
-def checked_model(name: str, param: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise InvalidRequest(
-            f"{param} is {name[:100]!r}; a name has 1 to 100 of A-Z a-z 0-9 . _ - and begins with a letter or a digit",
-            param=param,
-        )
-    return name
-
 
 def checked_policy(policy: DataPolicy) -> DataPolicy:
     if not 0 <= policy.retention_days <= LONGEST_RETENTION_DAYS:
@@ -287,23 +153,6 @@ def checked_policy(policy: DataPolicy) -> DataPolicy:
     if not _REGION.fullmatch(policy.region):
         raise InvalidRequest(f"region is {policy.region[:64]!r}; write it like eu-west-1", param="region")
     return policy
-
-
-def _check_organisation(connection: sa.Connection, organisation_id: str) -> None:
-    table = tables.organisations
-    if connection.scalar(sa.select(table.c.id).where(table.c.id == organisation_id)) is None:
-        raise NotFound(f"there is no organisation {organisation_id[:80]!r}")
-
-
-def _reason(why: str) -> str:
-    return checked_text(why, "the reason", "why")
-
-
-def _values(release: Release) -> dict[str, Any]:
-    names = ("name", "model", "stage", "ramp_basis_points", "launch_at", "shutdown_at", "replacement")
-    values = {name: getattr(release, name) for name in (*names, "created_at", "stage_since")}
-    policy = release.data_policy
-    return values | {"training": policy.training, "retention_days": policy.retention_days, "region": policy.region}
 
 
 def _percent(basis_points: int) -> str:
