@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -108,6 +108,10 @@ class Catalogue:
         """What the world may know, for the status page; `admitted` says whether everybody is."""
         listed = [self._listed(NOBODY, name, served, now) for name in sorted(self._names(served))]
         return [item for item in listed if item is not None and item.release.announced_at(now)]
+
+    def names_for_operators(self, served: Collection[str], now: float) -> list[str]:
+        """What keys of an internal organisation may ask for."""
+        return [item.id for item in self.visible(replace(NOBODY, internal=True), served, now) if item.admitted]
 
     def _names(self, served: Collection[str]) -> set[str]:
         return {*self.releases, *self.aliases, *self._implicit(served)}

@@ -14,7 +14,8 @@ import functools
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -75,19 +76,27 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def banner(settings: Settings, port: int, model: LoadedModel, new_key: NewKey | None, database: str) -> str:
-    """What a person needs to begin: the base URL, the key (once), and a command to paste."""
+def banner(
+    settings: Settings, port: int, model: LoadedModel, names: Sequence[str], new_key: NewKey | None, database: str
+) -> str:
+    """What a person needs to begin: the base URL, the key (once), and a command to paste.
+
+    `names` are those that the operator's own keys may ask for; none where all releases of the model are drafts.
+    """
     base_url = f"http://{_reachable(settings.host)}:{port}/v1"
     if new_key is None:
         key, note = "$MUSESPARK_API_KEY", "yours from the first start; `musespark keys create` makes another"
     else:
         key, note = new_key.secret, f"shown only this once: {database} keeps a keyed hash of it"
     model_id = model.provider.model.id
-    body = orjson.dumps({"model": model_id, "messages": [{"role": "user", "content": "Hello!"}]}).decode()
+    released = f", released as {', '.join(names) or 'nothing yet'}" if list(names) != [model_id] else ""
+    body = orjson.dumps(
+        {"model": names[0] if names else model_id, "messages": [{"role": "user", "content": "Hello!"}]}
+    ).decode()
     headers = f"-H 'Content-Type: application/json' -H \"Authorization: Bearer {key}\""
     lines = [
         f"base URL  {base_url}",
-        f"model     {model_id} (context: {model.service.context_length:,} tokens)",
+        f"model     {model_id} (context: {model.service.context_length:,} tokens){released}",
         f"API key   {'' if new_key is None else key + ' '}({note})",
     ]
     if model.memory is not None:
@@ -125,8 +134,9 @@ async def _run(
     if model is not None:
         services.provider = model.provider
         port = listener.getsockname()[1]
+        names = accounts.releases.current().names_for_operators({model.provider.model.id}, time.time())
         new_key = accounts.create_first_key()  # not before there is a model: a key that nobody sees would be lost
-        print(banner(settings, port, model, new_key, accounts.database_name), flush=True)
+        print(banner(settings, port, model, names, new_key, accounts.database_name), flush=True)
         await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     stopping.cancel()

@@ -535,6 +535,17 @@ def test_a_key_of_another_model_is_told_which_it_is_for() -> None:
         catalogue("public").admit(scoped, "muse-2", SERVED, NOW)
 
 
+def test_operators_may_ask_for_everything_but_drafts_and_what_is_gone() -> None:
+    for stage, names in (
+        ("draft", []),
+        ("internal", ["muse", "muse-2"]),
+        ("public", ["muse", "muse-2"]),
+        ("retired", []),
+    ):
+        assert catalogue(stage).names_for_operators(SERVED, NOW) == names  # type: ignore[arg-type]
+    assert Catalogue().names_for_operators(SERVED, NOW) == ["nano"]
+
+
 def test_an_unknown_model_gets_the_names_that_there_are() -> None:
     with pytest.raises(ModelNotFound, match=r"no model 'gpt'; this server has 'muse', 'muse-2'"):
         catalogue("public").admit(STRANGER, "gpt", SERVED, NOW)
