@@ -62,6 +62,9 @@ struct Epilogue {
 void multiply(const Machine& machine, const PackedMatrix& matrix, const Operand& operand, int64_t rows, float* out,
               int64_t out_stride, const Epilogue& epilogue = {});
 
+// Rows per task of a product: a multiple of every kernel's tile of rows.
+constexpr int64_t kRowBlock = 48;
+
 // Part of a product: `rows` are pointers to prepared rows, panels [first, first + count) of one matrix,
 // clipped.
 GemmBlock block_of(const PackedMatrix& matrix, int64_t index, const void* const* rows, int64_t num_rows,

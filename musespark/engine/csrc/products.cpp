@@ -7,9 +7,6 @@ namespace musespark {
 
 namespace {
 
-// Rows per task: a multiple of every kernel's tile of rows.
-constexpr int64_t kRowBlock = 48;
-
 // Multiplications in one task: about two microseconds of a core, ten times what claiming a task costs.
 constexpr int64_t kTaskProducts = 1 << 16;
 
