@@ -74,7 +74,8 @@ class Oidc:
         now, table = int(time.time()), tables.oidc_sign_ins
         with self._database.write() as connection:
             connection.execute(sa.delete(table).where(table.c.expires_at < now))
-            if connection.scalar(sa.select(sa.func.count()).select_from(table)) >= MOST_ON_THEIR_WAY:
+            on_their_way = connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            if on_their_way >= MOST_ON_THEIR_WAY:
                 raise TooManySignIns("too many people are signing in; try again in a moment", retry_after_ms=10_000)
             connection.execute(
                 sa.insert(table).values(

@@ -38,7 +38,7 @@ def set_price(
     from musespark.accounts.actor import machine
     from musespark.accounts.witness import Witness
 
-    values = {
+    values: dict[str, Any] = {
         "text_in": text_in,
         "output": output,
         "image_in": image_in,
@@ -50,7 +50,7 @@ def set_price(
     }
     with open_accounts(state_dir) as accounts:
         witness = Witness(accounts.database, machine(), "price.set", model, **values)
-        made = prices.set_price(witness, model, **values)  # type: ignore[arg-type]
+        made = prices.set_price(witness, model, **values)
     print(f"version {made.version} of the price of {model} begins {shown(made.effective_from)} UTC")
 
 
@@ -169,7 +169,7 @@ def add_credit(
     from musespark.accounts.actor import machine
     from musespark.accounts.witness import Witness
 
-    details = {"amount_nano": amount, "source": "grant" if grant else "top_up", "expires_at": expires}
+    details: dict[str, Any] = {"amount_nano": amount, "source": "grant" if grant else "top_up", "expires_at": expires}
     with open_accounts(state_dir) as accounts:
         witness = Witness(accounts.database, machine(), "credit.add", reference, organisation_id=org, **details)
         added = credits.top_up(
@@ -220,7 +220,7 @@ def set_cap(
 
     with open_accounts(state_dir) as accounts:
         owner = owner_of(accounts.database, subject)
-        details = {"monthly_nano": monthly}
+        details: dict[str, Any] = {"monthly_nano": monthly}
         witness = Witness(accounts.database, machine(), "cap.set", subject, organisation_id=owner, **details)
         witness.transact(lambda tx: statements.set_cap(tx, subject, monthly, time.time()))
     print(f"{subject} may spend {'any amount' if monthly is None else f'{monthly:,} nano-units'} a month")
