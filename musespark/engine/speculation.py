@@ -26,6 +26,7 @@ NGRAM_SIZES = (3, 2)  # the longer first: what followed three tokens is right mo
 MOST_NGRAMS = 1 << 16  # of each size; about 100 bytes each
 FIRST_LENGTH = 4
 SMOOTHING = 0.2
+FALLING, RISING = 0.5, 0.1
 FIRST_PAUSE, LONGEST_PAUSE = 16, 512  # steps without drafts where they don't pay
 FIRST_GAIN, NEXT_GAIN = 1.3, 1.1  # what is believed at first and after a pause: one slow step is no reason to stop
 PLAIN_EVERY = 64  # steps: then one without a draft, so that what it costs is known for the depth that is reached
@@ -141,7 +142,8 @@ class Speculation:
         chunk = chunks[0]
         if not chunk.draft:
             before = seconds if self._plain_s is None else self._plain_s
-            self._plain_s = before + SMOOTHING * (seconds - before)
+            # Faster down than up: a step that somebody else slowed down must not make guesses look good.
+            self._plain_s = before + (FALLING if seconds < before else RISING) * (seconds - before)
             return
         self.num_drafted += len(chunk.draft)
         self.num_accepted += num_accepted

@@ -38,9 +38,12 @@ class GroupedExperts(nn.Module):
 
     @property
     def has_one_kernel(self) -> bool:
-        """Whether the group sizes can stay on the device."""
-        widths = (self.gate_up_proj.shape[2], self.down_proj.shape[2])
-        return all(width * self.down_proj.element_size() % ALIGNMENT_BYTES == 0 for width in widths)
+        """Whether one call computes all experts. A GPU has such a kernel for bfloat16 only."""
+        weight = self.down_proj
+        if weight.device.type == "cuda" and weight.dtype != torch.bfloat16:
+            return False
+        widths = (self.gate_up_proj.shape[2], weight.shape[2])
+        return all(width * weight.element_size() % ALIGNMENT_BYTES == 0 for width in widths)
 
     def forward(self, hidden: Tensor, routing: Routing) -> Tensor:
         """hidden (N, in) -> (N, out) float32."""
