@@ -5,11 +5,16 @@
     python benchmarks/engine.py MODELS --rows http busy --models S --runs 3
     python benchmarks/engine.py MODELS --show             # everything collected so far
 
-    decode        one stream, 128 tokens of context           depth      the same after 4,096 and 32,000 tokens
-    prefill       512, 4,096 and 32,000 tokens                streams    16 streams together
-    http          16 and 64 clients of the real servers       busy       the same with another process on one core
-    prefix        first token after a known prefix of 32K     start      from start to ready
-    divergence    from float32, on the same text              transformers  bf16 with sdpa: prefill and decode
+    decode        one stream, 128 tokens of context
+    depth         prefill of 4,096 and 32,000 tokens, and decoding after them
+    prefill       512 tokens
+    streams       16 streams together
+    http, busy    16 and 64 clients of the real servers; the same with another process on one core
+    first         prefill through the servers, one client
+    prefix        first token after a known prefix of 32K
+    start         from start to ready
+    divergence    from float32, on the same text
+    transformers  bf16 with sdpa: prefill and decode
 
 Both engines are loaded together and measured by turns, each idle while the other works. Figures are medians of --runs
 runs; those that take minutes (32K, and 4K of large models) are run less often, and the table says how often. `best` is
@@ -106,23 +111,21 @@ def decode(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
 
 
 def depth(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
+    """Prefill of long prompts, and decoding after them: the peer reads 32K once for both."""
     found = []
     for label in args.depths:
-        with Pair(name, args.formats[0], args, context=DEEP[label]) as pair:
+        tokens = DEEP[label]
+        with Pair(name, args.formats[0], args, context=tokens) as pair:
+            runs = 1 if label == "32k" else min(args.runs, 3 if name == "S" else 1)
+            found.append(pair.prefill(f"prefill {label}", tokens, runs, {"4k": 2.0, "32k": 3.0}[label]))
             wanted = {"4k": 3.0, "32k": 4.0}[label] if name == "S" else None
-            found.append(pair.decode(f"decode at {label}", DEEP[label], 1, 32, args.runs, wanted, reads))
+            found.append(pair.decode(f"decode at {label}", tokens, 1, 32, args.runs, wanted, reads))
     return found
 
 
 def prefill(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
-    found = []
-    for label in ("512", *args.depths):
-        tokens = DEEP.get(label, 512)
-        runs = args.runs if tokens == 512 else 1 if label == "32k" else min(args.runs, 3 if name == "S" else 1)
-        with Pair(name, args.formats[0], args, context=tokens) as pair:
-            wanted = {"512": 1.5, "4k": 2.0, "32k": 3.0}[label]
-            found.append(pair.prefill(f"prefill {label}", tokens, runs, wanted))
-    return found
+    with Pair(name, args.formats[0], args, context=512) as pair:
+        return [pair.prefill("prefill 512", 512, args.runs, 1.5)]
 
 
 def streams(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
@@ -169,7 +172,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["decode", "prefill", "streams"])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["S"])
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["q4_0"], help="of llama.cpp")
-    parser.add_argument("--depths", nargs="+", choices=DEEP, default=["4k"], help="of depth and prefill")
+    parser.add_argument("--depths", nargs="*", choices=DEEP, default=["4k"], help="of depth and first")
     parser.add_argument("--clients", nargs="+", type=int, default=[16], help="of http and busy")
     parser.add_argument("--loads", nargs="+", choices=["short", "mixed"], default=["short"], help="of http and busy")
     parser.add_argument("--peer", choices=["llama.cpp", "vllm"], default="llama.cpp", help="of http")

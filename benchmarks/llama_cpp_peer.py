@@ -1,7 +1,8 @@
 """llama.cpp in a process of its own: run with `.venv-peers/bin/python`, one JSON object a line in, one out.
 
     {"do": "tokenize", "model": PATH, "texts": [...]}                     -> {"tokens": [[...], ...]}
-    {"do": "logits", "model": PATH, "tokens": [...], "out": PATH.npy}     -> writes float32 (tokens, vocabulary)
+    {"do": "logits", "model": PATH, "tokens": [...], "out": PATH.npy, "exact": true}
+                                                                          -> writes float32 (tokens, vocabulary)
     {"do": "speed", "model": PATH, "prompt": 512, "decode": 32, "threads": 2, "repeats": 3, "exact": false}
                                                                           -> seconds and peak memory
     {"do": "load", "model": PATH, "threads": 2, "context": 33000, "streams": 1}  -> {"start_s": ...}
@@ -100,7 +101,8 @@ def tokenize(request: dict[str, Any]) -> dict[str, Any]:
 
 def logits(request: dict[str, Any]) -> dict[str, Any]:
     tokens = request["tokens"]
-    model = Model(request["model"], len(tokens) + 64, request.get("threads", 1), exact=True)
+    exact = request.get("exact", True)
+    model = Model(request["model"], len(tokens) + 64, request.get("threads", 1), exact=exact)
     np.save(request["out"], np.concatenate(model.prefill(tokens, all_logits=True)))
     return {"rows": len(tokens)}
 

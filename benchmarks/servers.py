@@ -104,10 +104,10 @@ def llama_server(gguf: Path, *, threads: int, slots: int, context: int) -> Serve
     return Server([str(word) for word in command], port, "/health", {}, gguf.name)
 
 
-def vllm(checkpoint: Path, *, slots: int, context: int) -> Server:
+def vllm(checkpoint: Path, *, threads: int, slots: int, context: int) -> Server:
     port = free_port()
     command = [VLLM / "bin" / "python", "-m", "vllm.entrypoints.openai.api_server", "--model", checkpoint]
     command += ["--host", "127.0.0.1", "--port", port, "--max-model-len", context, "--max-num-seqs", slots]
     command += ["--dtype", "bfloat16", "--chat-template", TEMPLATE]
-    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "HF_HUB_OFFLINE": "1"}
+    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "HF_HUB_OFFLINE": "1"}
     return Server([str(word) for word in command], port, "/health", env, str(checkpoint))

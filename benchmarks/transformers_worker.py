@@ -62,8 +62,8 @@ class Worker:
 
 def _torch(raw: RawTensor) -> torch.Tensor:
     if raw.dtype == "BF16":
-        return torch.from_numpy(raw.array.view("int16").copy()).view(torch.bfloat16)
-    return torch.from_numpy(raw.array.copy()).to(torch.bfloat16)
+        return torch.from_numpy(raw.data.view("int16").copy()).view(torch.bfloat16)
+    return torch.from_numpy(raw.data.copy()).to(torch.bfloat16)
 
 
 def main() -> None:
