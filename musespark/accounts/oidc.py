@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from musespark.accounts import audit, people, tables
+from musespark.accounts import audit, invitations, people, tables
 from musespark.accounts.actor import Actor
 from musespark.accounts.database import Database
 from musespark.accounts.secret import Pepper
@@ -165,19 +165,19 @@ class Oidc:
             row = connection.execute(sa.select(tables.people).where(tables.people.c.email == email)).one_or_none()
             if row is not None and row.disabled_at is not None:
                 raise SignInFailed("this account is disabled")
-            invitations = people.open_invitations(connection, email)
-            if row is None and not invitations:
+            waiting = invitations.open_invitations(connection, email)
+            if row is None and not waiting:
                 raise SignInFailed(f"nobody has invited {email}; ask an owner of your organisation")
             name = str(claims.get("name") or email)[:200]
             person_id = people.insert_person(connection, email, name, None) if row is None else row.id
-            for invitation in invitations:
-                people.join(connection, person_id, email, invitation, address)
+            for invitation in waiting:
+                invitations.join(connection, person_id, email, invitation, address)
             connection.execute(
                 sa.insert(table).values(
                     issuer=issuer, subject=subject, person_id=person_id, created_at=int(time.time())
                 )
             )
-        return person_id, invitations[-1].organisation_id if invitations else None, email
+        return person_id, waiting[-1].organisation_id if waiting else None, email
 
     def _client(self) -> Any:
         from authlib.integrations.httpx_client import OAuth2Client

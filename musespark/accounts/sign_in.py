@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from musespark.accounts import audit, passwords, people, tables
+from musespark.accounts import audit, invitations, passwords, people, tables
 from musespark.accounts.actor import Actor
 from musespark.accounts.database import Database
 from musespark.accounts.secret import Pepper
@@ -62,7 +62,7 @@ class SignIn:
     def accept_invitation(self, token: str, name: str, password: str, address: str) -> NewSession:
         """Join an organisation and be signed in there. Guessing tokens is counted like guessing passwords."""
         self.count_attempt(address, None)
-        person_id, organisation_id = people.accept_with_password(
+        person_id, organisation_id = invitations.accept_with_password(
             self._database, self._pepper, token, name, password, address
         )
         self.forget_attempts(address, None)

@@ -18,11 +18,11 @@ EmailArgument = Annotated[str, typer.Argument(help="Their email.")]
 @app.command("invite")
 def invite(email: EmailArgument, org: OrgOption, role: RoleOption = "developer", state_dir: StateOption = None) -> None:
     """Print an invitation, once: whoever has it chooses a password and is in. Good for a week."""
-    from musespark.accounts import people
+    from musespark.accounts import invitations
     from musespark.accounts.actor import machine
 
     with open_accounts(state_dir) as accounts:
-        new = people.invite(accounts.database, accounts.pepper, machine(), org, email, role, None)
+        new = invitations.invite(accounts.database, accounts.pepper, machine(), org, email, role, None)
     print(new.token)
     print(
         f"{new.invitation.id} was made. Send the token above to {new.invitation.email}; they POST it to "

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from joserfc import jwt
 from joserfc.jwk import KeySet, OctKey, RSAKey
 
+from musespark.accounts import invitations, organisations, people, tables
 from musespark.accounts import oidc as module
-from musespark.accounts import organisations, people, tables
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.actor import machine
 from musespark.accounts.oidc import Oidc, OidcSettings
@@ -92,7 +92,7 @@ def at_the_provider(url: str, subject: str, action: str = "authorize") -> dict[s
 
 
 def invite(accounts: Accounts, organisation: str, email: str) -> None:
-    people.invite(accounts.database, accounts.pepper, machine(), organisation, email, "developer", None)
+    invitations.invite(accounts.database, accounts.pepper, machine(), organisation, email, "developer", None)
 
 
 def test_somebody_invited_signs_in_and_comes_back(accounts: Accounts, provider: str, organisation: str) -> None:

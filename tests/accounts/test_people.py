@@ -8,7 +8,7 @@ import argon2
 import pytest
 import sqlalchemy as sa
 
-from musespark.accounts import audit, organisations, passwords, people, tables
+from musespark.accounts import audit, invitations, organisations, passwords, people, tables
 from musespark.accounts.accounts import Accounts
 from musespark.accounts.actor import machine
 from musespark.accounts.scopes import ROLE_PERMISSIONS, ROLES
@@ -43,7 +43,7 @@ def organisation(accounts: Accounts) -> str:
 def member(accounts: Accounts, organisation: str, role: str, email: str | None = None) -> str:
     """Somebody who has accepted an invitation; returns their id."""
     email = email or f"{role}@example.com"
-    new = people.invite(accounts.database, accounts.pepper, machine(), organisation, email, role, None)
+    new = invitations.invite(accounts.database, accounts.pepper, machine(), organisation, email, role, None)
     return accounts.sign_in.accept_invitation(new.token, role.title(), PASSWORD, HERE).person_id
 
 
@@ -56,7 +56,9 @@ class Clock:
 
 
 def test_an_invitation_leads_to_a_session_with_the_role(accounts: Accounts, organisation: str) -> None:
-    new = people.invite(accounts.database, accounts.pepper, machine(), organisation, " Ann@Example.COM ", "owner", None)
+    new = invitations.invite(
+        accounts.database, accounts.pepper, machine(), organisation, " Ann@Example.COM ", "owner", None
+    )
     session = accounts.sign_in.accept_invitation(new.token, "Ann", PASSWORD, HERE)
     identity = accounts.sessions.verify(session.token)
     assert (identity.name, identity.organisation_id, identity.kind) == ("ann@example.com", organisation, "person")
@@ -68,7 +70,9 @@ def test_an_invitation_leads_to_a_session_with_the_role(accounts: Accounts, orga
 
 def test_an_invitation_works_once_and_the_newest_only(accounts: Accounts, organisation: str) -> None:
     first, second = (
-        people.invite(accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "viewer", None)
+        invitations.invite(
+            accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "viewer", None
+        )
         for _ in range(2)
     )
     with pytest.raises(SignInFailed, match="not known, was used already, or has expired"):
@@ -79,19 +83,21 @@ def test_an_invitation_works_once_and_the_newest_only(accounts: Accounts, organi
 
 
 def test_a_revoked_invitation_is_over(accounts: Accounts, organisation: str) -> None:
-    new = people.invite(accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "viewer", None)
-    people.revoke_invitation(accounts.database, machine(), organisation, new.invitation.id)
+    new = invitations.invite(
+        accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "viewer", None
+    )
+    invitations.revoke_invitation(accounts.database, machine(), organisation, new.invitation.id)
     with pytest.raises(SignInFailed):
         accounts.sign_in.accept_invitation(new.token, "Ann", PASSWORD, HERE)
     with pytest.raises(NotFound):
-        people.revoke_invitation(accounts.database, machine(), organisation, new.invitation.id)
+        invitations.revoke_invitation(accounts.database, machine(), organisation, new.invitation.id)
 
 
 def test_an_invitation_is_no_way_into_somebody_elses_account(accounts: Accounts, organisation: str) -> None:
     """Whoever owns an organisation can invite any email: accepting must still need the password of that person."""
     member(accounts, organisation, "owner", "victim@example.com")
     other = organisations.create_organisation(accounts.database, machine(), "Evil").id
-    new = people.invite(accounts.database, accounts.pepper, machine(), other, "victim@example.com", "viewer", None)
+    new = invitations.invite(accounts.database, accounts.pepper, machine(), other, "victim@example.com", "viewer", None)
     with pytest.raises(SignInFailed, match="you have an account already"):
         accounts.sign_in.accept_invitation(new.token, "Mallory", "mallory's own password", HERE)
     session = accounts.sign_in.accept_invitation(new.token, "Ann", PASSWORD, HERE)
@@ -104,7 +110,7 @@ def test_an_invitation_is_no_way_into_somebody_elses_account(accounts: Accounts,
 )
 def test_what_is_no_email_is_refused(accounts: Accounts, organisation: str, email: str) -> None:
     with pytest.raises(InvalidRequest, match="is not an email address"):
-        people.invite(accounts.database, accounts.pepper, machine(), organisation, email, "viewer", None)
+        invitations.invite(accounts.database, accounts.pepper, machine(), organisation, email, "viewer", None)
 
 
 @pytest.mark.parametrize("password", ["", "x" * 11, "x" * 257, "abababababababab"])
@@ -284,7 +290,7 @@ def test_nobody_gives_a_role_that_can_do_more_than_their_own(
     held = ROLE_PERMISSIONS[mine]  # type: ignore[index]
     above = rank[theirs] > rank[mine] or (rank[theirs] == 1 and mine not in (theirs, "admin", "owner"))
     try:
-        people.invite(accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", theirs, held)
+        invitations.invite(accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", theirs, held)
         refused = False
     except InsufficientScope:
         refused = True
@@ -343,7 +349,9 @@ def test_an_operator_works_everywhere(accounts: Accounts, organisation: str) -> 
 
 
 def test_every_administrative_act_leaves_an_event_and_no_secret(accounts: Accounts, organisation: str) -> None:
-    new = people.invite(accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "owner", None)
+    new = invitations.invite(
+        accounts.database, accounts.pepper, machine(), organisation, "ann@example.com", "owner", None
+    )
     session = accounts.sign_in.accept_invitation(new.token, "Ann", PASSWORD, HERE)
     accounts.sign_in.with_password("ann@example.com", PASSWORD, HERE)
     with pytest.raises(SignInFailed):

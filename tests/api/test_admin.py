@@ -14,7 +14,7 @@ import argon2
 import httpx
 import pytest
 
-from musespark.accounts import organisations, passwords, people
+from musespark.accounts import invitations, organisations, passwords
 from musespark.accounts.actor import machine
 from musespark.api.access import RULES
 from tests.api.world import LOG, MODEL, World, asking, exchange
@@ -92,7 +92,7 @@ def key_caller(world: World, organisation: str | None, **options: Any) -> Iterat
 @contextmanager
 def person_caller(world: World, organisation: str, role: str, email: str) -> Iterator[Caller]:
     accounts = world.accounts
-    new = people.invite(accounts.database, accounts.pepper, machine(), organisation, email, role, None)
+    new = invitations.invite(accounts.database, accounts.pepper, machine(), organisation, email, role, None)
     with httpx.Client(base_url=world.url, timeout=30) as client:
         body = {"token": new.token, "name": role, "password": PASSWORD}
         answer = client.post("/v1/auth/invitation", json=body)

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from musespark.accounts import organisations, people
+from musespark.accounts import invitations, organisations
 from musespark.accounts.actor import machine
 from musespark.api.settings import Settings
 from musespark.errors import ConfigError
@@ -29,7 +29,7 @@ def signing_in(provider: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_a_browser_goes_to_the_provider_and_comes_back_signed_in(signing_in: World, provider: str) -> None:  # noqa: F811
     accounts = signing_in.accounts
     acme = organisations.create_organisation(accounts.database, machine(), "Acme").id
-    people.invite(accounts.database, accounts.pepper, machine(), acme, "ann@acme.example", "owner", None)
+    invitations.invite(accounts.database, accounts.pepper, machine(), acme, "ann@acme.example", "owner", None)
     register(provider, "sub-http", email="ann@acme.example", email_verified=True)
     with httpx.Client(base_url=signing_in.url) as browser:
         start = browser.get("/v1/auth/oidc/start")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from musespark.accounts import people
+from musespark.accounts import invitations, people
 from musespark.api.admin_body import Body, actor_of, answer, identity_of, in_reach, read_body, takes
 from musespark.api.deps import services_of
 
@@ -51,7 +51,7 @@ async def remove_person(request: Request, organisation_id: str, person_id: str) 
 @router.get("/invitations")
 async def list_invitations(request: Request, organisation_id: str) -> Response:
     database, reached = services_of(request).accounts.database, in_reach(request, organisation_id)
-    return answer(await asyncio.to_thread(people.list_invitations, database, reached))
+    return answer(await asyncio.to_thread(invitations.list_invitations, database, reached))
 
 
 @router.post("/invitations", openapi_extra=takes(InviteBody), status_code=201)
@@ -60,7 +60,7 @@ async def invite(request: Request, organisation_id: str) -> Response:
     reached, body, actor = in_reach(request, organisation_id), await read_body(request, InviteBody), actor_of(request)
     accounts, held = services_of(request).accounts, identity_of(request).permissions
     new = await asyncio.to_thread(
-        people.invite, accounts.database, accounts.pepper, actor, reached, body.email, body.role, held
+        invitations.invite, accounts.database, accounts.pepper, actor, reached, body.email, body.role, held
     )
     return answer({**asdict(new.invitation), "token": new.token}, 201)
 
@@ -69,5 +69,5 @@ async def invite(request: Request, organisation_id: str) -> Response:
 async def revoke_invitation(request: Request, organisation_id: str, invitation_id: str) -> Response:
     reached, actor = in_reach(request, organisation_id), actor_of(request)
     database = services_of(request).accounts.database
-    await asyncio.to_thread(people.revoke_invitation, database, actor, reached, invitation_id)
+    await asyncio.to_thread(invitations.revoke_invitation, database, actor, reached, invitation_id)
     return answer({"id": invitation_id, "revoked": True})
