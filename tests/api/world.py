@@ -113,7 +113,7 @@ def running_world(
     service = EngineService(talking_engine(runner, **(engine or {})))
     provider = talking_provider(service)
     configured = Settings(state_dir=state_dir, port=0, **settings)
-    with Accounts.open(state_dir) as accounts, bind(configured.host, 0) as listener:
+    with Accounts.open(state_dir, configured.database_url) as accounts, bind(configured.host, 0) as listener:
         new_key = accounts.create_first_key() or accounts.create_key("another")
         accounts.ledger.start()
         server = _Server(_uvicorn_config(create_app(provider, accounts, configured), configured))
