@@ -139,6 +139,18 @@ def set_password(database: Database, actor: Actor, email: str, password: str) ->
         audit.record(connection, actor, "person.set_password", person_id, email=email)
 
 
+def set_disabled(database: Database, actor: Actor, email: str, disabled: bool) -> None:
+    """Keep somebody out of every organisation, however they sign in, or let them in again. Raises NotFound."""
+    email, table = checked_email(email), tables.people
+    with database.write() as connection:
+        person_id = person_by_email(connection, email)
+        if person_id is None:
+            raise NotFound(f"there is no person {email}")
+        at = int(time.time()) if disabled else None
+        connection.execute(sa.update(table).where(table.c.id == person_id).values(disabled_at=at))
+        audit.record(connection, actor, "person.disable" if disabled else "person.enable", person_id, email=email)
+
+
 def insert_person(
     connection: sa.Connection, email: str, name: str, password_hash: str | None, *, operator: bool = False
 ) -> str:

@@ -103,6 +103,21 @@ def set_password(email: EmailArgument, state_dir: StateOption = None) -> None:
     print(f"{email} has a new password")
 
 
+@app.command("disable")
+def disable(
+    email: EmailArgument,
+    undo: Annotated[bool, typer.Option("--undo", help="Let them in again.")] = False,
+    state_dir: StateOption = None,
+) -> None:
+    """Keep somebody out of every organisation, however they sign in; their sessions stop at once."""
+    from musespark.accounts import people
+    from musespark.accounts.actor import machine
+
+    with open_accounts(state_dir) as accounts:
+        people.set_disabled(accounts.database, machine(), email, not undo)
+    print(f"{email} may {'' if undo else 'not '}sign in")
+
+
 def _ask_password() -> str:
     """From the terminal without an echo, or one line of standard input: never an argument, which others can see."""
     if sys.stdin.isatty():

@@ -129,6 +129,18 @@ def test_an_email_that_is_known_here_is_the_same_person(accounts: Accounts, prov
     assert [member.person_id for member in people.list_members(accounts.database, organisation)] == [session.person_id]
 
 
+def test_somebody_disabled_stays_out_here_too(accounts: Accounts, provider: str, organisation: str) -> None:
+    register(provider, "sub-dan", email="dan@acme.example", email_verified=True)
+    invite(accounts, organisation, "dan@acme.example")
+    ours = oidc(accounts, provider)
+    redirect = ours.start()
+    ours.finish(at_the_provider(redirect.url, "sub-dan"), redirect.state, HERE)
+    people.set_disabled(accounts.database, machine(), "dan@acme.example", True)
+    redirect = ours.start()
+    with pytest.raises(SignInFailed, match="disabled"):
+        ours.finish(at_the_provider(redirect.url, "sub-dan"), redirect.state, HERE)
+
+
 @pytest.mark.parametrize(
     ("claims", "problem"),
     [

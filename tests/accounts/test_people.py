@@ -236,7 +236,7 @@ def test_sessions_of_long_ago_are_forgotten(
     assert old.id not in ids
 
 
-def test_signing_out_leaving_a_new_password_and_a_suspension_end_sessions_at_once(
+def test_signing_out_leaving_a_new_password_disabling_and_a_suspension_end_sessions_at_once(
     accounts: Accounts, organisation: str
 ) -> None:
     member(accounts, organisation, "owner")
@@ -255,6 +255,11 @@ def test_signing_out_leaving_a_new_password_and_a_suspension_end_sessions_at_onc
     database, email = accounts.database, "viewer@example.com"
     assert ended_by(lambda session: accounts.sessions.end(session.id))
     assert ended_by(lambda _: people.set_password(database, machine(), email, "another long password"))
+    assert ended_by(lambda _: people.set_disabled(database, machine(), email, True))
+    with pytest.raises(SignInFailed, match="the email or the password is wrong"):
+        accounts.sign_in.with_password(email, "another long password", HERE)
+    people.set_disabled(database, machine(), email, False)
+    accounts.sign_in.with_password(email, "another long password", HERE)
     assert ended_by(lambda _: organisations.update_organisation(database, machine(), organisation, suspended=True))
     organisations.update_organisation(database, machine(), organisation, suspended=False)
     assert ended_by(lambda _: people.remove_member(database, machine(), organisation, person, None))

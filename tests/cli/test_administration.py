@@ -97,6 +97,8 @@ def test_people_are_invited_and_operators_made(shell: Shell) -> None:
     shell("people", "password", "ann@acme.example", stdin="another long password\n")
     with Accounts.open(shell.state_dir) as accounts:
         accounts.sign_in.with_password("ann@acme.example", "another long password", "192.0.2.7")
+    assert shell("people", "disable", "ann@acme.example") == "ann@acme.example may not sign in"
+    shell("people", "disable", "ann@acme.example", "--undo")
     shell("people", "operator", "root@muse.example", stdin="yet another password\n")
     assert isinstance(shell.refusal("people", "operator", "x@muse.example", stdin="short\n"), InvalidRequest)
 
