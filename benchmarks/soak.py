@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from musespark.api.memory import return_large_blocks
 from musespark.chat.formats import open_tokenizer
 from musespark.chat.images import PatchedImage
 from musespark.chat.tokenizer import Tokenizer
@@ -244,6 +245,7 @@ async def epoch(load: Load, num_clients: int, seconds: float) -> None:
 
 def run(seconds: float, epoch_s: float, num_clients: int, seed: int) -> Iterator[dict[str, float]]:
     """The figures after each epoch."""
+    return_large_blocks()  # as `serve` does
     checkpoint, tokenizer = open_checkpoint(BUNDLED.resolve()), open_tokenizer(BUNDLED.resolve())
     vocabulary = Vocabulary(tokenizer, [tokenizer.special("<|eot|>")])
     grammars = [Grammar(vocabulary, text) for text in ('start: "yes" | "no"', "start: /[a-z ]{5,60}/")]
