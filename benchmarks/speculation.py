@@ -32,7 +32,6 @@ PASSAGE = (
     "walked up and down the gallery as if it were in command. "
 )
 STORY = "Once upon a time there was a girl who lived near the sea with her grandmother. One morning she found"
-NUM_TOKENS = 256
 
 
 class Tokens:
@@ -68,10 +67,10 @@ class Oracle:
         return self.tokens[self.num_read : self.num_read + most]
 
 
-def generate(engine: Engine, prompt: Sequence[int], temperature: float) -> tuple[list[int], float]:
+def generate(engine: Engine, prompt: Sequence[int], temperature: float, num_tokens: int) -> tuple[list[int], float]:
     """The tokens, and how many a second came after the first."""
     output = Tokens()
-    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=temperature, seed=1, ignore_eos=True)
+    params = SamplingParams(max_tokens=num_tokens, temperature=temperature, seed=1, ignore_eos=True)
     engine.submit(
         Request(id="one", prompt=tuple(prompt), sampling=params, make_output=lambda index: output, salt=b"bench")
     )
@@ -86,6 +85,7 @@ def main() -> None:
     parser.add_argument("--draft-tokens", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--precision", choices=["float32", "bf16", "int8", "int4"])
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     checkpoint = open_checkpoint(args.checkpoint)
@@ -103,7 +103,7 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for name, (prompt, temperature) in texts.items():
         plain = Engine(runner)
-        expected, _ = generate(plain, prompt, temperature)
+        expected, _ = generate(plain, prompt, temperature, args.tokens)
         make: Callable[[], Drafter] = NgramDrafter
         if name == "right":
             make = partial(Oracle, [*prompt, *expected])
@@ -111,7 +111,7 @@ def main() -> None:
         speeds: dict[int, list[float]] = {n: [] for n in engines}
         for _ in range(args.repeats):  # interleaved, so that all see the same weather
             for n, engine in engines.items():
-                ids, speed = generate(engine, prompt, temperature)
+                ids, speed = generate(engine, prompt, temperature, args.tokens)
                 if ids != expected:
                     sys.exit(f"{name}: with {n} draft tokens another text came out")
                 speeds[n].append(speed)
