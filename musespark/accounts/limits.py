@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from musespark.errors import ConcurrencyLimitExceeded, InvalidRequest, RateLimitExceeded, RequestExceedsLimit
 
@@ -46,6 +46,17 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_LIMIT:
                 message = f"{field.name} is {value!r}; it must be a whole number from 0 to {LARGEST_LIMIT:,}, or null"
                 raise InvalidRequest(message, param=field.name)
+
+    @classmethod
+    def of_plan(cls, named: Mapping[str, Any]) -> Limits:
+        """What a plan says of limits; `context_length` is another name of `context_tokens`. Raises InvalidRequest."""
+        known = {field.name for field in fields(cls)}
+        values = {("context_tokens" if name == "context_length" else name): value for name, value in named.items()}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            message = f"limits has {unknown[0][:40]!r}; there are {', '.join(sorted(known))}"
+            raise InvalidRequest(message, param=f"limits.{unknown[0][:40]}")
+        return cls(**values)
 
     def but(self, special: Limits) -> Limits:
         """These, except where `special` says something else."""

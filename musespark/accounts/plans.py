@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from musespark.accounts.database import Database
+from musespark.accounts.limits import Limits
 from musespark.accounts.prices import DEFAULT_CURRENCY, check_amount, check_currency
 from musespark.accounts.tables.prices import MAX_AMOUNT
 from musespark.accounts.transactions import Transaction
@@ -135,6 +136,7 @@ def _check(plan: Plan) -> str:
     limits = json.dumps(plan.limits, allow_nan=False, sort_keys=True)
     if not isinstance(plan.limits, dict) or len(limits) > LONGEST_LIMITS:
         raise InvalidRequest(f"limits is a JSON object of at most {LONGEST_LIMITS:,} characters", param="limits")
+    Limits.of_plan(plan.limits)  # a number that makes no sense must not be found by the first request
     return limits
 
 

@@ -11,7 +11,6 @@ import functools
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from dataclasses import fields
 from typing import Any, Protocol, TypeVar
 
 from musespark.accounts.accounts import Accounts
@@ -55,7 +54,7 @@ class Treasury:
         plan = self.ledger.outage.plan(organisation_id, REMEMBER_S)
         if plan is None:
             plan = await self.in_thread(lambda: self.ledger.plan(organisation_id))
-        return limits_of_plan(plan.limits)
+        return Limits.of_plan(plan.limits)
 
     async def news(self, organisation_id: str) -> None:
         """Wait until money of the organisation may have become free."""
@@ -217,11 +216,3 @@ def billing_object(settlement: Settlement) -> dict[str, Any]:
         "written_off_nano_usd": settlement.written_off_nano,
         "pending": settlement.pending,
     }
-
-
-def limits_of_plan(named: dict[str, Any]) -> Limits:
-    """A plan's limits as far as they are of this kind; `context_length` is its name for the context."""
-    known = {field.name: named[field.name] for field in fields(Limits) if named.get(field.name) is not None}
-    if named.get("context_length") is not None:
-        known.setdefault("context_tokens", named["context_length"])
-    return Limits(**known)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from musespark.cli import audit, billing, conformance, keys, organisations, people, releases
+from musespark.cli import audit, billing, conformance, keys, organisations, people, releases, usage
 from musespark.cli.state import StateOption
 from musespark.errors import MuseSparkError
 
@@ -30,6 +30,8 @@ app.add_typer(billing.price_app, name="price")
 app.add_typer(billing.plan_app, name="plan")
 app.add_typer(billing.credit_app, name="credit")
 app.add_typer(audit.app, name="audit")
+app.add_typer(usage.limit_app, name="limit")
+app.command("usage")(usage.show_usage)
 
 Precision = Literal["float32", "bf16", "int8", "int4"]
 CheckpointArgument = Annotated[
