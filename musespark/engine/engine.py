@@ -17,21 +17,12 @@ from dataclasses import replace
 import numpy as np
 
 from musespark.engine.admission import Pace, check_length, check_request, context_length, queue_is_full
+from musespark.engine.answers import Answers
 from musespark.engine.batch import build_batch, images_in, probe_batch
 from musespark.engine.chunk_size import ChunkSize
 from musespark.engine.features import ImageFeatures
 from musespark.engine.kv_cache import KVCache
-from musespark.engine.request import (
-    AllowanceEvent,
-    FailedEvent,
-    FinishEvent,
-    FinishReason,
-    Request,
-    SampledToken,
-    StepEvent,
-    TokenEvent,
-    UsageEvent,
-)
+from musespark.engine.request import Request, SampledToken, StepEvent
 from musespark.engine.runner import Float32, Runner
 from musespark.engine.sampler import Sampler
 from musespark.engine.scheduler import Chunk, Scheduler
@@ -88,24 +79,21 @@ class Engine:
         self._max_pixel_bytes = max_pixel_bytes
         self._clock = clock
         self._chunk_size = ChunkSize(max_batch_tokens, decode_latency_target_s)
-        self._states: dict[str, RequestState] = {}
-        self._with_allowance: dict[str, RequestState] = {}
-        self._events: list[StepEvent] = []
         self._counters = Counters()
         self._arrivals = 0
-        self._now_s = 0.0
         self._pace = Pace()
+        self._answers = Answers(self._scheduler, self._features, self._counters, self._pace, clock)
 
     # What callers use
 
     @property
     def has_work(self) -> bool:
-        return bool(self._states)
+        return bool(self._answers.states)
 
     @property
     def can_step(self) -> bool:
         """Whether a step does anything: not while all requests wait for more of their allowances."""
-        return self._scheduler.can_advance or any(self._review_is_due(state) for state in self._with_allowance.values())
+        return self._scheduler.can_advance or self._answers.review_is_due
 
     @property
     def context_length(self) -> int:
@@ -116,7 +104,7 @@ class Engine:
         """Queue a request, or raise InvalidRequest, ContextTooLong, Overloaded or EngineFailed."""
         if not self.ready:
             raise EngineFailed("the engine stopped after an internal error; restart the server")
-        if request.id in self._states:
+        if request.id in self._answers.states:
             raise InvalidRequest(f"a request with the id {request.id!r} is running already")
         check_length(request, self._config, self._cache)  # first: it bounds what the other costs
         check_request(request, self._config)
@@ -128,16 +116,13 @@ class Engine:
             state.unfinished.append(new_sequence(state, index, self._arrivals, self._cache, vocab_size))
         first, *state.held = state.unfinished
         self._scheduler.add(first)
-        self._states[request.id] = state
-        if request.allowance is not None:
-            self._with_allowance[request.id] = state
-            request.allowance.usage = state.usage
+        self._answers.add(state)
 
     def step(self) -> list[StepEvent]:
         """Compute one batch; what is new, in order for each choice. A runner that raises is an event, not an error."""
-        started_s = self._now_s = self._clock()
+        started_s = self._answers.now_s = self._clock()
         try:
-            self._review_allowances()
+            self._answers.review_allowances()
             most = self._chunk_size.num_tokens
             chunks = self._scheduler.schedule(most // 2 or 1 if self._features.is_busy else most)
             features = self._encode(chunks)
@@ -150,8 +135,8 @@ class Engine:
             tokens = self._sampler.sample(logits[: len(states)], states)
             self._append(chunks, tokens)
             num_accepted = self._accept(chunks[0], logits[1:]) if chunks and chunks[0].draft else 0
-            self._finish(chunks)
-            self._review_allowances()
+            self._answers.finish(chunks)
+            self._answers.review_allowances()
             now_s = self._clock()
             step_s = now_s - started_s
             self._counters.step_s += step_s
@@ -159,27 +144,27 @@ class Engine:
             self._speculation.measured(chunks, num_accepted, step_s)
         except Exception as error:
             self._recover(error)
-        return self._take_events()
+        return self._answers.take_events()
 
     def cancel(self, request_id: str) -> list[StepEvent]:
         """End a request in whatever state; its pages are free at once. An unknown or ended one gives no events."""
-        state = self._states.get(request_id)
+        state = self._answers.states.get(request_id)
         if state is not None:
             while state.unfinished:
-                self._end(state.unfinished[0], "cancelled")
-        return self._take_events()
+                self._answers.end(state.unfinished[0], "cancelled")
+        return self._answers.take_events()
 
     def fail(self, request_id: str, error: MuseSparkError) -> list[StepEvent]:
         """End a request with `error`."""
-        if request_id in self._states:
-            self._fail(self._states[request_id], error)
-        return self._take_events()
+        if request_id in self._answers.states:
+            self._answers.fail(self._answers.states[request_id], error)
+        return self._answers.take_events()
 
     def check_integrity(self) -> None:
         """Raise EngineFailed unless every page and every sequence is accounted for."""
         scheduled = self._scheduler.waiting + self._scheduler.running
         self._cache.check_integrity(sequence.table for sequence in scheduled)
-        states = self._states.values()
+        states = self._answers.states.values()
         unfinished = [s for state in states for s in state.unfinished if s not in state.held]
         if len(scheduled) != len(unfinished) or set(scheduled) != set(unfinished):
             raise EngineFailed(f"{len(scheduled)} sequences are scheduled, {len(unfinished)} are unfinished")
@@ -190,7 +175,7 @@ class Engine:
         return self._counters.snapshot(
             ready=self.ready,
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting) + sum(len(state.held) for state in self._states.values()),
+            waiting=len(self._scheduler.waiting) + sum(len(state.held) for state in self._answers.states.values()),
             full_pages=self._cache.full.counts,
             sliding_pages=self._cache.sliding.counts,
             image_features_bytes=self._features.size_bytes,
@@ -221,7 +206,7 @@ class Engine:
         is no memory for the images of one more.
         """
         free = self._max_running - len(self._scheduler.running)
-        admitted_bytes = sum(state.request.pixel_bytes for state in self._states.values())
+        admitted_bytes = sum(state.request.pixel_bytes for state in self._answers.states.values())
         if queue_is_full(self._scheduler.waiting_requests(), request.tenant, self._max_waiting + free):
             problem = f"{self._max_waiting} requests are waiting already, which is the limit"
         elif request.images and admitted_bytes and admitted_bytes + request.pixel_bytes > self._max_pixel_bytes:
@@ -241,7 +226,7 @@ class Engine:
         self._features.begin_step(self._chunk_size.spare_s(beside_streams=streams))
         for at, chunk in enumerate(chunks):
             state = chunk.sequence.state
-            if state.request.id not in self._states:
+            if state.request.id not in self._answers.states:
                 continue  # another choice of the same request failed just now
             try:
                 for image, start, _ in images_in(chunk):
@@ -252,8 +237,8 @@ class Engine:
                     features[state.request.id, image] = known
             except Exception as error:
                 log.exception("an image of request %r can't be encoded", state.request.id)
-                self._fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
-        alive = self._states
+                self._answers.fail(state, EngineFailed(f"an image could not be encoded ({type(error).__name__})"))
+        alive = self._answers.states
         chunks[:] = [chunk for chunk in chunks if chunk.end > chunk.start and chunk.sequence.request.id in alive]
         return features
 
@@ -261,7 +246,7 @@ class Engine:
         """Logits (R, V) of the chunks that sample."""
         for chunk in chunks:
             if chunk.sequence.state.started_s is None:
-                chunk.sequence.state.started_s = self._now_s
+                chunk.sequence.state.started_s = self._answers.now_s
         if not chunks:
             return np.empty((0, self._config.text.vocab_size), dtype=np.float32)
         hidden_size = self._config.text.hidden_size
@@ -274,7 +259,7 @@ class Engine:
         if logits.shape != expected:
             raise EngineFailed(f"the runner returned logits {logits.shape}, expected {expected}")
         self._counters.steps += 1
-        self._now_s = self._clock()
+        self._answers.now_s = self._clock()
         return logits
 
     def _append(self, chunks: list[Chunk], tokens: list[SampledToken | MuseSparkError | None]) -> None:
@@ -283,7 +268,7 @@ class Engine:
         for chunk in chunks:
             sequence, samples = chunk.sequence, chunk.samples
             token = next(sampled) if samples else None
-            if sequence.request.id not in self._states:
+            if sequence.request.id not in self._answers.states:
                 continue  # another choice of the same request failed just now
             if samples and self._fails(sequence, token):
                 continue
@@ -295,7 +280,7 @@ class Engine:
                 while state.held:
                     self._scheduler.add(state.held.pop(0))
             if isinstance(token, SampledToken):
-                self._push(sequence, token)
+                self._answers.push(sequence, token)
 
     def _accept(self, chunk: Chunk, logits: Float32) -> int:
         """Go on with the rows (len(draft), V) behind right guesses; returns how many were right.
@@ -315,133 +300,30 @@ class Engine:
             self._scheduler.charge_accepted(sequence)
             sequence.num_computed += 1
             self._cache.commit(sequence.table, sequence.num_computed)
-            self._push(sequence, token)
+            self._answers.push(sequence, token)
         return len(chunk.draft)
 
     def _fails(self, sequence: Sequence, token: SampledToken | MuseSparkError | None) -> bool:
         """Whether there is no token; then the request ends."""
         if isinstance(token, MuseSparkError):
-            self._fail(sequence.state, token)
+            self._answers.fail(sequence.state, token)
         elif token is None:
             self._cache.forget()  # whatever made the logits so may be in a shared page
-            self._fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
+            self._answers.fail(sequence.state, EngineFailed("the model computed logits that are not numbers"))
         return not isinstance(token, SampledToken)
-
-    def _push(self, sequence: Sequence, token: SampledToken) -> None:
-        state, params = sequence.state, sequence.request.sampling
-        sequence.generated.append(token.id)
-        sequence.sampling.count(token.id)
-        state.last_token_s = self._now_s
-        if state.first_token_s is None:
-            state.first_token_s = self._now_s
-        self._counters.generated(self._now_s)
-        state.completion_tokens += 1
-        if token.id in params.stop_token_ids and not params.ignore_eos:
-            sequence.finish_reason, sequence.stop_token = "stop", token.id
-            return
-        try:
-            sequence.finish_reason = sequence.output.push(token)
-            self._emit_deltas(sequence)
-        except Exception as error:
-            self._fail_output(state, error)
-        if sequence.finish_reason is None and sequence.num_generated >= params.max_tokens:
-            sequence.finish_reason = "length"
-
-    def _finish(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            if chunk.sequence.finish_reason is not None and chunk.sequence in chunk.sequence.state.unfinished:
-                self._end(chunk.sequence, chunk.sequence.finish_reason)
-
-    def _review_allowances(self) -> None:
-        """End what has used up all that will ever be paid for, and ask for more where little is left."""
-        for state in list(self._with_allowance.values()):
-            if not self._review_is_due(state):
-                continue
-            allowance = state.request.allowance
-            assert allowance is not None
-            if not allowance.final:
-                state.asked_at = allowance.granted
-                self._events.append(AllowanceEvent(state.request.id, state.completion_tokens, state.asked_at))
-                continue
-            while state.unfinished:
-                self._end(state.unfinished[0], "budget")
-
-    @staticmethod
-    def _review_is_due(state: RequestState) -> bool:
-        allowance = state.request.allowance
-        assert allowance is not None
-        if allowance.final:  # asked first: nothing is granted after that, so the rest can't be out of date
-            return state.tokens_left <= 0
-        if state.asked_at == allowance.granted or allowance.granted >= state.most_tokens:
-            return False
-        return state.tokens_left <= 0 or 2 * state.tokens_left < allowance.last_grant
-
-    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
-        """The last events of one choice, and of the request after its last choice."""
-        state = sequence.state
-        self._take_out(sequence)
-        state.unfinished.remove(sequence)
-        try:
-            sequence.output.finish(sequence.stop_token)
-            self._emit_deltas(sequence)
-            self._events.append(FinishEvent(state.request.id, sequence.index, reason))
-            self._counters.finished[reason] += 1
-            if not state.unfinished:
-                self._events.append(UsageEvent(state.request.id, state.usage(), state.timing()))
-                self._forget_request(state)
-        except Exception as error:
-            self._fail_output(state, error)
-
-    def _fail(self, state: RequestState, error: MuseSparkError) -> None:
-        """The last event of a request that can't go on."""
-        for sequence in state.unfinished:
-            self._take_out(sequence)
-        state.unfinished.clear()
-        self._events.append(FailedEvent(state.request.id, error, state.usage()))
-        self._counters.failed += 1
-        self._forget_request(state)
-
-    def _take_out(self, sequence: Sequence) -> None:
-        if sequence in sequence.state.held:
-            sequence.state.held.remove(sequence)
-        else:
-            self._scheduler.remove(sequence)
-
-    def _forget_request(self, state: RequestState) -> None:
-        del self._states[state.request.id]
-        self._with_allowance.pop(state.request.id, None)
-        self._features.forget_request(state.request.id)
-        self._counters.prompt_tokens += state.prompt_tokens
-        self._counters.ended(state.timing())
-        self._counters.cached_tokens += state.cached_tokens
-        self._pace.request_ended(self._clock())
-        if not self._states:
-            self._pace.idle()
-
-    def _fail_output(self, state: RequestState, error: Exception) -> None:
-        """Whatever an output raises ends its own request only."""
-        log.error("the output of request %r failed", state.request.id, exc_info=error)
-        self._fail(state, EngineFailed(f"the answer could not be read ({type(error).__name__})"))
-
-    def _emit_deltas(self, sequence: Sequence) -> None:
-        deltas = sequence.output.take()
-        if deltas:
-            self._events.append(TokenEvent(sequence.request.id, sequence.index, tuple(deltas)))
-
-    def _take_events(self) -> list[StepEvent]:
-        events, self._events = self._events, []
-        return events
 
     def _recover(self, error: Exception) -> None:
         """After a failure of the runner: nothing that it computed is trusted, and what runs has lost its place."""
         log.error("a step failed; its requests end", exc_info=error)
         for state in {sequence.state for sequence in self._scheduler.running}:
-            self._fail(state, EngineFailed(f"the engine failed in this request ({type(error).__name__}); try again"))
+            self._answers.fail(
+                state, EngineFailed(f"the engine failed in this request ({type(error).__name__}); try again")
+            )
         self._cache.forget()
         try:
             self.probe(0)  # any token does
         except Exception:
             log.exception("the runner still fails; the engine stops")
             self.ready = False
-            for state in list(self._states.values()):
-                self._fail(state, EngineFailed("the engine stopped after an internal error"))
+            for state in list(self._answers.states.values()):
+                self._answers.fail(state, EngineFailed("the engine stopped after an internal error"))
