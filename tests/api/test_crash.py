@@ -74,6 +74,7 @@ def test_a_killed_server_leaves_no_money_held_and_bills_what_was_reported(tmp_pa
             assert customer.spent == cost_of(whole) + charge["amount_nano"] + cost_of(usage)
 
 
+@pytest.mark.slow
 def test_an_idempotency_key_survives_the_server_that_kept_its_answer(tmp_path: Path) -> None:
     state_dir, key = tmp_path / "a" / "state", {"idempotency-key": "k"}
     with prepare(state_dir) as accounts:
