@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from musespark.engine.allowance import Allowance
 from musespark.engine.engine import Engine
 from musespark.engine.request import AllowanceEvent, FinishEvent, SampledToken, TokenEvent, Usage
-from musespark.engine.service import EngineService
+from musespark.engine.service import EngineService, Generation
 from musespark.errors import ShuttingDown
 from tests.engine.driver import Driver, no_pages_in_use, prompt_of, request
 from tests.fakes import HashRunner, ScriptedRunner, hash_continuation
@@ -269,3 +270,30 @@ def test_close_ends_those_that_nobody_grants_any_more() -> None:
         assert generation.usage == Usage(10, 0, 0, 5, 0)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+def test_paused_service_takes_no_time() -> None:
+    async def scenario() -> None:
+        service = EngineService(Engine(HashRunner()))
+        allowance = Allowance(5)
+        generation = service.generate(request(prompt_of(10), 50, allowance=allowance))
+        reading = asyncio.create_task(_read_all(generation))
+        while service.stats.num_generated_tokens_total < 5:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        clock = time.pthread_getcpuclockid(service._thread.ident or 0)
+        before_s = time.clock_gettime(clock)
+        await asyncio.sleep(0.3)
+        assert time.clock_gettime(clock) - before_s < 0.05
+        assert service.stats.paused == 1
+        allowance.grant(50)
+        await reading
+        assert generation.usage == Usage(10, 0, 0, 50, 0)
+        await service.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+
+
+async def _read_all(generation: Generation) -> None:
+    async for _ in generation:
+        pass
