@@ -222,6 +222,8 @@ class Engine:
         A chunk ends before the first image that isn't ready. The chunks of a request whose image can't be encoded go.
         """
         features: dict[tuple[str, int], Float32] = {}
+        if not any(chunk.sequence.request.images for chunk in chunks):
+            return features
         streams = any(chunk.end - chunk.start == 1 for chunk in chunks)
         self._features.begin_step(self._chunk_size.spare_s(beside_streams=streams))
         for at, chunk in enumerate(chunks):
