@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musespark.accounts.accounts import Accounts
-from musespark.accounts.verify import Identity
+from musespark.accounts.transactions import DatabaseAway
+from musespark.accounts.verify import AWAY, Identity
 from musespark.api.access import PUBLIC, authorise, find_rule
 from musespark.api.cookies import session_cookie
 from musespark.api.errors import error_response
@@ -28,6 +29,7 @@ from musespark.api.memory import forget_frames
 from musespark.api.metrics import Metrics
 from musespark.api.settings import LOOPBACK_NAMES
 from musespark.errors import (
+    DatabaseUnavailable,
     InvalidApiKey,
     InvalidRequest,
     MethodNotAllowed,
@@ -40,6 +42,7 @@ from musespark.errors import (
 PROBES = frozenset({"/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})  # what a link on another page can do to a signed-in person
 RETRY_AFTER_MS = 1000
+AWAY_ERRORS = (DatabaseAway, *AWAY)
 CLIENT_LEFT = 499  # nginx's number for it; nobody receives it, logs and metrics show it
 
 
@@ -179,6 +182,10 @@ async def _render(error: Exception, scope: Scope, receive: Receive, visit: _Visi
 
 def as_musespark_error(error: Exception, request_id: str, log: dict[str, Any]) -> MuseSparkError:
     """What the client may know of `error`; `log` gets its code, and for one that nobody foresaw its type and place."""
+    if isinstance(error, AWAY_ERRORS):
+        error = DatabaseUnavailable(
+            "the database can't be reached; try again in a moment", retry_after_ms=RETRY_AFTER_MS
+        )
     if not isinstance(error, MuseSparkError):
         log |= describe(error)
         error = MuseSparkError(f"something went wrong in the server; its log says more under {request_id}")

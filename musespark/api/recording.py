@@ -7,6 +7,8 @@ the one that asks again after its connection broke, follows what there is of it.
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from starlette.requests import Request
@@ -15,9 +17,14 @@ from starlette.types import Message
 
 from musespark.accounts.idempotency import Begun, Kept, Running
 from musespark.api import sse
+from musespark.api.errors import error_response
+from musespark.api.gate import as_musespark_error
 from musespark.api.metering import Meter, Metering
 from musespark.errors import IdempotencyConflict, InvalidRequest
 
+log = logging.getLogger(__name__)
+
+KEEPING_ATTEMPTS, KEEPING_PAUSE_S = 10, 2.0  # less than the lease of a key
 FIRST_POLL_S, LAST_POLL_S = 0.05, 0.5  # for an answer that another request is getting
 
 
@@ -115,19 +122,27 @@ def record(
 
     async def run() -> None:
         error: BaseException | None = None
+        failure: Response | None = None
         try:
             detached = Request(request.scope, _never)
             response = await answer(detached)
             await response(request.scope, _never, recording.send)
-        except BaseException as caught:
+        except Exception as caught:
             error = caught
-        finally:
-            if meter.spending.settlement is not None:
-                kept = bytes(recording.body)
-                await metering.in_thread(lambda: store.finish(begun, recording.status, recording.media_type, kept))
-            else:
-                await metering.in_thread(lambda: store.release(begun))
-            recording.end(error)
+            if not recording.status:  # a failure is an answer too, where something was charged
+                failure = error_response(as_musespark_error(caught, begun.request_id, request.state.log))
+        if meter.spending.settlement is None:
+            keep = functools.partial(store.release, begun)
+        elif failure is not None:
+            keep = functools.partial(store.finish, begun, failure.status_code, "application/json", bytes(failure.body))
+        else:
+            keep = functools.partial(store.finish, begun, recording.status, recording.media_type, bytes(recording.body))
+        try:
+            await metering.in_thread(keep)
+        except Exception:
+            recording.end(error)  # its client need not wait for the database
+            await _insist(metering, keep)
+        recording.end(error)
 
     async def run_alive() -> None:
         with metering.answering(begun):
@@ -135,6 +150,18 @@ def record(
 
     metering.start(run_alive())
     return recording
+
+
+async def _insist(metering: Metering, keep: Callable[[], None]) -> None:
+    """Keep the answer when the database is back, if that is soon: a retry must not be made, and charged, anew."""
+    for _attempt in range(KEEPING_ATTEMPTS):
+        await asyncio.sleep(KEEPING_PAUSE_S)
+        try:
+            await metering.in_thread(keep)
+        except Exception as error:
+            log.warning("an answer could not be kept yet: %s", error)
+        else:
+            return
 
 
 async def _never() -> Message:

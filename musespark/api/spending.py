@@ -18,6 +18,7 @@ from musespark.accounts.holds import Hold
 from musespark.accounts.ledger import REMEMBER_S, Ledger
 from musespark.accounts.limits import Limits
 from musespark.accounts.lines import Lines
+from musespark.accounts.prices import DEFAULT_CURRENCY
 from musespark.accounts.settlement import Settlement
 from musespark.accounts.tables.prices import PRICE_UNITS
 from musespark.accounts.verify import Identity
@@ -200,19 +201,20 @@ def lines_of(usage: Usage) -> Lines:
 def billing_object(settlement: Settlement) -> dict[str, Any]:
     """Each kind of tokens with its price: their amounts, and the fee, add up to the whole."""
     price = settlement.price
+    nano = f"nano_{(price.currency or DEFAULT_CURRENCY).lower()}"
     lines = [
-        {"unit": unit, "tokens": tokens, "nano_usd_per_token": each, "amount_nano_usd": tokens * each}
+        {"unit": unit, "tokens": tokens, f"{nano}_per_token": each, f"amount_{nano}": tokens * each}
         for unit, tokens, each in zip(PRICE_UNITS, settlement.lines.counts, price.units, strict=True)
         if tokens
     ]
     if price.request_fee:
-        lines.append({"unit": "request", "amount_nano_usd": price.request_fee})
+        lines.append({"unit": "request", f"amount_{nano}": price.request_fee})
     return {
         "hold_id": settlement.hold_id,
         "price_version": price.version,
-        "currency": price.currency,
+        "currency": price.currency or DEFAULT_CURRENCY,
         "lines": lines,
-        "amount_nano_usd": settlement.amount_nano,
-        "written_off_nano_usd": settlement.written_off_nano,
+        f"amount_{nano}": settlement.amount_nano,
+        f"written_off_{nano}": settlement.written_off_nano,
         "pending": settlement.pending,
     }

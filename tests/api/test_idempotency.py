@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -142,3 +143,28 @@ def test_an_answer_too_long_to_be_kept_is_not_made_again(customer: Customer, mon
     assert (first.status_code, second.status_code) == (200, 409)
     assert first.headers["x-request-id"] in second.json()["error"]["message"]
     assert customer.spent == cost_of(first.json()["usage"])
+
+
+def test_a_failure_that_was_charged_is_the_answer_and_one_that_was_not_leaves_the_key_free(tmp_path: Path) -> None:
+    with running_world(tmp_path / "state", delay_s=0.003) as world:
+        price_list(world.accounts, MODEL)
+        customer = Customer(world.accounts, world.url, MODEL)
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(customer.ask, "count", KEY, max_tokens=2000)
+            world.wait_until(lambda: world.service.stats.num_generated_tokens_total > 20)
+            world.runner.forward = _fails  # type: ignore[method-assign, assignment]
+            first = asked.result()
+        assert first.status_code == 500
+        spent = customer.spent
+        assert spent > 0
+        again = customer.ask("count", KEY, max_tokens=2000)
+        assert (again.status_code, again.headers["idempotency-replayed"]) == (500, "true")
+        assert again.json()["error"]["code"] == "engine_failed"
+        assert customer.spent == spent
+        new = {"idempotency-key": "another"}  # the engine has stopped: these cost nothing and are tried anew
+        assert "idempotency-replayed" not in customer.ask("count", new).headers
+        assert "idempotency-replayed" not in customer.ask("count", new).headers
+
+
+def _fails(_batch: object) -> None:
+    raise RuntimeError("the weights are gone")

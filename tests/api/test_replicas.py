@@ -169,3 +169,27 @@ def test_while_the_database_is_away_what_runs_ends_and_is_billed_when_it_is_back
     assert customer.explain(answer)["amount_nano"] == cost_of(answer.json()["usage"]) == customer.spent
     assert customer.held == 0
     assert replicas.ask(customer, 1, "say: hi", {}).status_code == 200
+
+
+def test_while_the_database_is_away_reports_and_keys_of_answers_say_so(replicas: Replicas) -> None:
+    customer, key = replicas.customer(), {"idempotency-key": "k"}
+    with ThreadPoolExecutor(1) as threads:
+        running_one = threads.submit(replicas.ask, customer, 2, "count", key, max_tokens=300)
+        deadline = time.monotonic() + 10
+        while not customer.held:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        replicas.database.stop("immediate")
+        try:
+            for path in ("/v1/usage", "/v1/requests/req_1"):
+                refused = httpx.get(f"{replicas.servers[2].url}{path}", headers=customer.headers, timeout=30)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "database_unavailable")
+                assert "retry-after-ms" in refused.headers
+            first = running_one.result()  # its client does not wait for the database
+            assert first.status_code == 200
+        finally:
+            replicas.database.start()
+    again = replicas.ask(customer, 2, "count", key, max_tokens=300)
+    assert again.content == first.content
+    assert again.headers["idempotency-replayed"] == "true"
+    assert customer.spent == cost_of(first.json()["usage"])
