@@ -53,6 +53,7 @@ class SettledRecord:
     settled_at: int
 
 
+EXPIRED = "expired"  # the outcome of a hold, and of its usage, that nobody came back for
 OnSettled = Callable[[Transaction, SettledRecord], None]
 
 
@@ -68,11 +69,12 @@ def settle(
         done = _post(tx, row, lines, outcome, now, listeners, state="posted")
         return replace(done, price=hold.price)  # the same, with its currency
     recorded = _recorded(tx, hold.id)
-    before = sum_lines([part_lines for part_lines, _, _ in recorded])
+    before = sum_lines([part_lines for part_lines, _, _, _ in recorded])
     if recorded and before == lines:
         billed, written_off = sum(part[1] for part in recorded), sum(part[2] for part in recorded)
         return Settlement(hold.id, lines, hold.price, billed, written_off)
-    if row.state != "expired" or len(recorded) > 1 or not lines.covers(before):
+    said_already = any(part_outcome != EXPIRED for _, _, _, part_outcome in recorded)
+    if row.state != "expired" or said_already or not lines.covers(before):
         raise LedgerConflict(f"the hold {hold.id} is {row.state} with {before}; it can't be settled with {lines}")
     done = _late(tx, replace(row.hold, price=hold.price), lines, before, len(recorded), outcome, now, listeners)
     return replace(
@@ -102,9 +104,9 @@ def expire(tx: Transaction, id: str, now: float, listeners: Sequence[OnSettled],
     if due is None and not owner_died:
         return False
     if row.used.output_total:
-        _post(tx, row, row.used, "expired", now, listeners, state="expired")
+        _post(tx, row, row.used, EXPIRED, now, listeners, state="expired")
     else:
-        _give_back(tx, row, "expired", "expired", now)
+        _give_back(tx, row, "expired", EXPIRED, now)
     return True
 
 
@@ -226,6 +228,7 @@ def _record(
             listener(tx, record)
 
 
-def _recorded(tx: Transaction, id: str) -> list[tuple[Lines, int, int]]:
-    query = f"SELECT {', '.join(PRICE_UNITS)}, billed, written_off FROM usage_records WHERE hold_id = ? ORDER BY part"
-    return [(Lines(*row[:5]), row[5], row[6]) for row in tx.rows(query, (id,))]
+def _recorded(tx: Transaction, id: str) -> list[tuple[Lines, int, int, str]]:
+    columns = f"{', '.join(PRICE_UNITS)}, billed, written_off, outcome"
+    rows = tx.rows(f"SELECT {columns} FROM usage_records WHERE hold_id = ? ORDER BY part", (id,))
+    return [(Lines(*row[:5]), row[5], row[6], row[7]) for row in rows]
