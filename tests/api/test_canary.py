@@ -47,6 +47,11 @@ def responses_to(world: World, canary: str) -> list[httpx.Response]:
         },
     ]
     responses = [world.post(body) for body in bodies]
+    responses += [world.post(asking("hi"), idempotency_key=canary) for _ in range(2)]
+    responses += [
+        world.client.get(f"/v1/{path}") for path in (f"requests/{canary}", f"usage?key={canary}&start={canary}")
+    ]
+    responses += [world.client.get(f"/v1/usage?{name}={canary}") for name in ("key", "model", "bucket", canary)]
     responses.append(world.post(content=f'{{"{canary}": 1, "{canary}": 2}}'.encode()))
     responses.append(world.post(content=json.dumps(asking("hi")).encode(), content_type=canary))
     responses.append(world.post(content=b"{}", content_encoding=canary))

@@ -20,10 +20,24 @@ from musespark.errors import InvalidRequest
 
 router = APIRouter()
 
-PARAMETERS = ("bucket", "start", "end", "group_by", "model", "project", "key", "format")
+_TIME = {"type": "string", "description": "UTC seconds since 1970, or ISO 8601"}
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "bucket": {"type": "string", "enum": ["hour", "day"], "default": "day"},
+    "start": _TIME,
+    "end": _TIME,
+    "group_by": {"type": "string", "description": "any of model, project and key, separated by commas"},
+    "model": {"type": "string"},
+    "project": {"type": "string"},
+    "key": {"type": "string"},
+    "format": {"type": "string", "enum": ["json", "csv"], "default": "json"},
+}
+DESCRIBED = [{"name": name, "in": "query", "required": False, "schema": of} for name, of in PARAMETERS.items()]
 
 
-@router.get("/v1/usage")
+_CSV: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/v1/usage", openapi_extra={"parameters": DESCRIBED}, responses=_CSV)
 async def read_usage(request: Request) -> Response:
     """`bucket` hour or day, `start` and `end` in UTC seconds or as ISO 8601, `group_by` model, project, key."""
     query, as_csv = parse(request)
