@@ -153,6 +153,35 @@ def train(
     print(f"the checkpoint is {folder / 'checkpoint'}; serve it with: musespark serve {folder / 'checkpoint'}")
 
 
+@app.command()
+def finetune(
+    data: Annotated[Path, typer.Argument(help="JSONL of conversations, see docs/finetune.md.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write; it appears whole or not at all.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder; the model in the box if left out.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="How often each conversation is seen; 3, or 40 steps if more, if left out.")
+    ] = None,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters of the text matrices.")] = 8,
+    full: Annotated[bool, typer.Option("--full", help="Learn all weights instead of adapters.")] = False,
+    lr: Annotated[
+        float | None, typer.Option(help="1 is the rate of pretraining; 4, or 0.3 with --full, if left out.")
+    ] = None,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of a row; a longer conversation is left out.")] = 1024,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
+) -> None:
+    """Teach a checkpoint the answers of your own conversations; the result serves at once (needs torch)."""
+    _need_torch()
+    from musespark.model.checkpoint import BUNDLED
+    from musespark.training.finetune import FinetuneOptions
+    from musespark.training.finetune import finetune as run
+
+    options = FinetuneOptions(epochs, None if full else lora_rank, lr, sequence_length)
+    run(checkpoint or BUNDLED, data, out, options, resume=resume)
+    print(f"{out} is written; talk to it with: musespark chat --checkpoint {out}")
+
+
 @app.command("eval")
 def evaluate(
     checkpoint: CheckpointArgument = None,

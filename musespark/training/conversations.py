@@ -11,6 +11,7 @@ import numpy as np
 from musespark.chat.messages import Image, Message, Tool
 from musespark.chat.templates import ChatSettings, render, render_reply
 from musespark.chat.tokenizer import Tokenizer
+from musespark.errors import DataError
 
 NANO_SETTINGS = ChatSettings(
     default_system="You are a helpful AI assistant.",
@@ -62,7 +63,7 @@ def assistant_mask(token_ids: list[int], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def write_conversations(target: Path, conversations: Iterable[Conversation], tokenizer: Tokenizer) -> None:
-    """Tokenise and write the file that `rows.SampleSource` reads, whole or not at all."""
+    """Tokenise and write the file that `rows.SampleSource` reads, whole or not at all. Raises DataError for none."""
     tokens: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     files: dict[bytes, int] = {}  # each picture once, however many conversations show it
@@ -76,6 +77,8 @@ def write_conversations(target: Path, conversations: Iterable[Conversation], tok
             if isinstance(part, Image):
                 image_index.append(files.setdefault(part.data, len(files)))
                 image_sample.append(number)
+    if not tokens:
+        raise DataError(f"{target.stem.rpartition('-')[0]} holds no conversation")
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial.npz")
     np.savez(

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from musespark.errors import MuseSparkError
-from musespark.model.network import MuseSpark
+from musespark.errors import ConfigError, MuseSparkError
+from musespark.model.network import MuseSpark, load_network
+from musespark.training.adapters import Adapters
 from musespark.training.batch import Batch, make_batches
 from musespark.training.checkpoints import load_state, save_state
 from musespark.training.forward import Decoder, embed
@@ -52,7 +53,21 @@ def train(recipe: Recipe, *, data: Path, out: Path, resume: bool = False) -> Mus
     if resume:
         trainer.restore()
     trainer.run()
+    if trainer.adapters is not None:
+        trainer.adapters.merge_into(trainer.network)
     return trainer.network
+
+
+def first_network(recipe: Recipe) -> MuseSpark:
+    """The weights that training starts from. Raises CheckpointError for a bad folder, ConfigError for another shape."""
+    if recipe.start is None:
+        network = MuseSpark(recipe.config)
+        network.init_weights(recipe.seed)
+        return network
+    loaded = load_network(recipe.start)
+    if not isinstance(loaded, MuseSpark) or loaded.config != recipe.config:
+        raise ConfigError(f"{recipe.start} is another model than the recipe's {recipe.config.model_type}")
+    return loaded.train()
 
 
 class Trainer:
@@ -60,10 +75,11 @@ class Trainer:
         self.recipe = recipe
         self.data = data
         self.out = out
-        self.network = MuseSpark(recipe.config)
-        self.network.init_weights(recipe.seed)
+        self.network = first_network(recipe)
+        self.adapters = None if recipe.lora_rank is None else Adapters(self.network, recipe.lora_rank, recipe.seed)
+        self.learned: nn.Module = self.network if self.adapters is None else self.adapters
         self.optimizers = build_optimizers(
-            self.network,
+            self.learned,
             matrix_lr=recipe.matrix_lr,
             embedding_lr=recipe.embedding_lr,
             scalar_lr=recipe.scalar_lr,
@@ -81,7 +97,7 @@ class Trainer:
         }
 
     def restore(self) -> None:
-        progress = load_state(self.out, self.recipe, self.network, self.optimizers)
+        progress = load_state(self.out, self.recipe, self._modules(), self.optimizers)
         if progress is not None:
             self.progress = progress
 
@@ -102,7 +118,12 @@ class Trainer:
                     saved_at = time.monotonic()
 
     def save(self) -> None:
-        save_state(self.out, self.recipe, self.network, self.optimizers, self.progress)
+        save_state(self.out, self.recipe, self._modules(), self.optimizers, self.progress)
+
+    def _modules(self) -> nn.ModuleDict:
+        """What a state holds: the network, whose router biases move in any case, and the adapters if there are any."""
+        adapters = {} if self.adapters is None else {"adapters": self.adapters}
+        return nn.ModuleDict({"network": self.network, **adapters})
 
     def step(self, plan: Plan) -> dict[str, Any]:
         """One update. Returns what the metrics file gets."""
@@ -114,7 +135,7 @@ class Trainer:
             metrics, loads = self._backward(batches, num_targets)
             progress.tokens += sum(batch.num_tokens for batch in batches)
             progress.targets += num_targets
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.learned.parameters(), recipe.clip_norm))
         if not math.isfinite(metrics["loss"]) or not math.isfinite(norm):
             raise TrainingDiverged(
                 f"the loss is {metrics['loss']} and the gradient norm {norm} at step {progress.total_steps:,}; "
@@ -184,8 +205,9 @@ class Trainer:
         return contrast(pooled, words, batch.named_images, batch.name_tokens) + spread(pooled)
 
     def _cast(self, dtype: torch.dtype) -> Mapping[str, Tensor]:
+        adapted = (lambda name, p: p) if self.adapters is None else self.adapters.apply_to
         return {
-            name: p if p.ndim < 2 or any(part in name for part in FLOAT32_NAMES) else p.to(dtype)
+            name: p if p.ndim < 2 or any(part in name for part in FLOAT32_NAMES) else adapted(name, p).to(dtype)
             for name, p in self.network.named_parameters()
         }
 

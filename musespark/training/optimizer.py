@@ -109,18 +109,17 @@ def build_optimizers(
         (kind, vision): {"params": params, "lr": rates[kind] * (vision_lr_scale if vision else 1.0)}
         for (kind, vision), params in sorted(kinds.items())
     }
-    muon = Muon([g for (kind, _), g in groups.items() if kind == "matrix"], lr=matrix_lr, weight_decay=weight_decay)
-    adam = torch.optim.AdamW(
-        [g for (kind, _), g in groups.items() if kind != "matrix"],
-        betas=(0.9, 0.95),
-        eps=1e-10,
-        weight_decay=0.0,
-        fused=True,
-    )
-    for optimizer in (muon, adam):
+    matrices = [g for (kind, _), g in groups.items() if kind == "matrix"]
+    others = [g for (kind, _), g in groups.items() if kind != "matrix"]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
+    if others:  # adapters are matrices only
+        optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0, fused=True))
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]  # the schedule scales this
-    return [muon, adam]
+    return optimizers
 
 
 def _kind(name: str, p: nn.Parameter) -> str:

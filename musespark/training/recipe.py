@@ -36,6 +36,13 @@ class ChatData:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatFile:
+    """Conversations of a JSONL file, see `training/chat_rows.py`."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedData:
     """How many samples of each generator in `evals/generated/catalogue.py`, drawn from training seeds."""
 
@@ -58,7 +65,7 @@ class Recipe:
     name: str
     config: ModelConfig
     tokenizer: Path
-    sources: Mapping[str, TextData | ChatData | GeneratedData]
+    sources: Mapping[str, TextData | ChatData | ChatFile | GeneratedData]
     phases: tuple[Phase, ...]
     sequence_length: int = 512
     rows_per_step: int = 16
@@ -80,6 +87,8 @@ class Recipe:
     save_every_s: float = 300.0
     precision: str = "bfloat16"
     compile: bool = False
+    start: Path | None = None  # a checkpoint folder whose weights are the first ones; None: random ones
+    lora_rank: int | None = None  # learn low-rank adapters of the text matrices only, see `training/adapters.py`
 
     def __post_init__(self) -> None:
         if not self.phases or any(phase.steps < 1 for phase in self.phases):

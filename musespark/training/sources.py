@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from musespark.chat.messages import Text
 from musespark.chat.tokenizer import Tokenizer
 from musespark.errors import DataError
+from musespark.training.chat_rows import read_conversations
 from musespark.training.conversations import Conversation, write_conversations
 from musespark.training.decontamination import Decontaminator, decontaminator, sets_in
 from musespark.training.generated import generated_conversations
@@ -15,7 +17,7 @@ from musespark.training.instructions import instruction_conversations
 from musespark.training.manners import manners_conversations
 from musespark.training.pictures import name_conversations, picture_conversations
 from musespark.training.prepare import digest, prepare_text
-from musespark.training.recipe import ChatData, GeneratedData, Recipe, TextData
+from musespark.training.recipe import ChatData, ChatFile, GeneratedData, Recipe, TextData
 from musespark.training.rows import SampleSource, Source, TextSource
 
 BUILDERS: dict[str, Callable[[Path], Iterator[Conversation]]] = {
@@ -60,7 +62,7 @@ def open_source(name: str, recipe: Recipe, data: Path, out: Path) -> Source:
 
 def prepare_chat(
     name: str,
-    spec: ChatData | GeneratedData,
+    spec: ChatData | ChatFile | GeneratedData,
     tokenizer_path: Path,
     tokenizer: Tokenizer,
     data: Path,
@@ -73,6 +75,11 @@ def prepare_chat(
     if isinstance(spec, GeneratedData):
         conversations = generated_conversations(spec.counts, seed=spec.seed)
         parts = (sorted(spec.counts.items()), spec.seed)
+    elif isinstance(spec, ChatFile):
+        conversations = read_conversations(spec.path)
+        if not spec.path.exists():
+            raise DataError(f"{spec.path} does not exist")
+        parts = (hashlib.sha256(spec.path.read_bytes()).hexdigest(),)
     else:
         if spec.builder not in BUILDERS:
             raise DataError(f"source {name!r}: there is no builder {spec.builder!r}; there are {', '.join(BUILDERS)}")

@@ -50,8 +50,21 @@ def test_a_state_of_another_model_is_refused(tmp_path: Path, pack: Path) -> None
     recipe = toy_recipe(tmp_path)
     Trainer(recipe, data=pack, out=tmp_path / "run").save()
     other = replace(recipe, config=replace(recipe.config, text=replace(recipe.config.text, sliding_window=64)))
-    with pytest.raises(CheckpointError, match="another model configuration"):
+    with pytest.raises(CheckpointError, match=r"made by another recipe: config text_config: .*64"):
         Trainer(other, data=pack, out=tmp_path / "run").restore()
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_and_how_often_to_save_is_no_change(
+    tmp_path: Path, pack: Path
+) -> None:
+    recipe = toy_recipe(tmp_path)
+    Trainer(recipe, data=pack, out=tmp_path / "run").save()
+    Trainer(replace(recipe, save_every_s=1.0, time_limit_s=5.0), data=pack, out=tmp_path / "run").restore()
+    with pytest.raises(CheckpointError, match=r"seed: 1 -> 2\. Take the changes back, or choose another --out"):
+        Trainer(replace(recipe, seed=2), data=pack, out=tmp_path / "run").restore()
+    longer = replace(recipe, phases=(replace(recipe.phases[0], steps=9), recipe.phases[1]))
+    with pytest.raises(CheckpointError, match=r"phases: ….*steps=8.* -> ….*steps=9"):
+        Trainer(longer, data=pack, out=tmp_path / "run").restore()
 
 
 def test_a_file_that_is_no_state_of_a_run_is_refused_by_name(tmp_path: Path, pack: Path) -> None:
