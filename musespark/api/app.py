@@ -58,7 +58,7 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
         accounts=accounts,
         settings=settings,
         bodies=BodyReader(settings.max_body_bytes, settings.body_timeout_s),
-        metrics=Metrics(lambda: services.provider.metrics() if services.provider else {}),
+        metrics=Metrics(lambda: _numbers(services)),
         metering=Metering(accounts, SharedLimitStore(accounts.database) if settings.shares_limits else None),
         oidc=_oidc(accounts, settings),
     )
@@ -78,6 +78,16 @@ def create_app(provider: Provider | None, accounts: Accounts, settings: Settings
     for module in ROUTES:
         app.include_router(module.router, responses=ERROR_RESPONSES)
     return app
+
+
+def _numbers(services: Services) -> dict[str, float]:
+    """What /metrics shows of the engine, once there is one, and of the ledger."""
+    health = services.accounts.ledger.health()
+    ledger = {
+        "ledger_database_away": float(health.database == "away"),
+        "ledger_journal_pending_bytes": float(health.journal_pending),
+    }
+    return ledger | dict(services.provider.metrics() if services.provider else {})
 
 
 def _oidc(accounts: Accounts, settings: Settings) -> Oidc | None:

@@ -1,6 +1,6 @@
 """Limits against an independent reference: the other form of GCRA, in fractions, that a specification gives.
 
-Every test of a store runs on both: in memory and in the database.
+Every test of a store runs on all: in memory, in SQLite and in PostgreSQL.
 """
 
 from __future__ import annotations
@@ -36,16 +36,15 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture
-def database(state_dir: Path) -> Iterator[Database]:
-    opened = Database.open(state_dir)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(params=["memory", "shared"])
-def store(request: pytest.FixtureRequest, clock: Clock, database: Database) -> LimitStore:
-    return MemoryLimitStore(clock) if request.param == "memory" else SharedLimitStore(database, clock)
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, clock: Clock, state_dir: Path) -> Iterator[LimitStore]:
+    if request.param == "memory":
+        yield MemoryLimitStore(clock)
+        return
+    url = request.getfixturevalue("postgres").new_database() if request.param == "postgresql" else None
+    database = Database.open(state_dir, url)
+    yield SharedLimitStore(database, clock)
+    database.close()
 
 
 def rate(limit: int, unit: str = "requests", period: str = "minute", kind: str = "key", subject: str = "key_a") -> Rate:
@@ -208,6 +207,18 @@ def test_a_clock_that_goes_back_gives_nothing_and_locks_nobody_out(clock: Clock,
     assert not takes(store, [rate(6)], requests=1)
     clock.ms += 1
     assert takes(store, [rate(6)], requests=1)
+
+
+def test_without_a_clock_of_its_own_a_shared_store_asks_the_database(database: Database) -> None:
+    store = SharedLimitStore(database)
+    assert takes(store, [rate(1)], requests=1)
+    with pytest.raises(RateLimitExceeded) as refused:
+        store.take([rate(1)], {"requests": 1})
+    assert MINUTE_MS - 5000 < refused.value.retry_after_ms <= MINUTE_MS
+    store.enter([Cap("key", "key_a", 1)], "req_1")
+    store.renew(["req_1"])
+    with pytest.raises(ConcurrencyLimitExceeded):
+        store.enter([Cap("key", "key_a", 1)], "req_2")
 
 
 # The reference

@@ -54,7 +54,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
         url = database.new_database()
         accounts = stack.enter_context(Accounts.open(folder / "own" / "state", url))
         price_list(accounts, MODEL)
-        settings = {"MUSESPARK_DATABASE_URL": url, "STEP_S": "0.002"}
+        settings = {"MUSESPARK_DATABASE_URL": url, "STEP_S": "0.002", "MUSESPARK_OPEN_METRICS": "true"}
         servers = []
         for number in range(NUM_SERVERS):
             state_dir = folder / str(number) / "state"
@@ -153,6 +153,7 @@ def test_while_the_database_is_away_what_runs_ends_and_is_billed_when_it_is_back
             assert "retry-after-ms" in refused.headers
             state = httpx.get(f"{server.url}/readyz").json()
             assert (state["status"], state["database"]) == ("ready", "away")
+            assert "musespark_ledger_database_away 1.0" in httpx.get(f"{server.url}/metrics").text
             answer = running_one.result()
             assert answer.status_code == 200
             assert answer.json()["usage"]["completion_tokens"] == 700
