@@ -33,7 +33,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comparison import Result, append, by_turns, machine, table
+from comparison import Result, append, busy_share, by_turns, machine, table
 from engine_http import HTTP_ROWS
 from engine_quality import divergence, transformers
 from models import MODELS, path_of
@@ -47,6 +47,7 @@ FORMATS = {"q4_0": "int4", "q4_k_m": "int4", "q8_0": "int8"}
 DEEP = {"4k": 4096, "32k": 32_000}
 WANTED_DECODE = {"S": 1.5, "M": 1.15, "G": 1.15}
 SHORT = 128
+QUIET = 0.1  # share of the cores that others may use before the table says so
 
 
 class Pair:
@@ -188,10 +189,14 @@ def main() -> None:
     print(", ".join(f"{name} {value / 1e9:,.1f} G" for name, value in limits.items() if value), flush=True)
     for row in args.rows:
         for name in args.models:
+            others = [busy_share()]
             results = ROWS[row](name, args, limits["read_bytes_per_s"])
+            others.append(busy_share())
             print(table(results), flush=True)
+            if max(share or 0.0 for share in others) > QUIET:
+                print(f"The machine was not quiet: before and after, {others} of its cores were in use by others.")
             document = {"benchmark": "engine", "time": int(time.time()), "machine": machine(), "ceilings": limits}
-            document |= {"threads": args.threads, "results": [result.to_dict() for result in results]}
+            document |= {"threads": args.threads, "others": others, "results": [result.to_dict() for result in results]}
             append(args.out, document)
             print(json.dumps(document), flush=True)
 

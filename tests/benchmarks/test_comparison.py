@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
-from comparison import Result, append, by_turns, number, percentile, table
+from comparison import Result, append, busy_share, by_turns, number, percentile, table
 from engine import newest
+from engine_http import busy_core
 from http_client import Answer, Load, one_token_words, words
 from models import make_tokenizer
 
@@ -90,6 +92,13 @@ def test_what_was_collected_over_several_calls_is_shown_with_the_newest_of_each(
     found = newest(file)
     assert [(one.row, one.ours) for one in found] == [("decode", (200.0,)), ("start", (1.0,))]
     assert math.isnan(found[1].ratio)
+
+
+def test_a_busy_core_is_seen() -> None:
+    with busy_core():
+        share = busy_share(0.5)
+    if share is not None:  # no /proc/stat elsewhere
+        assert 0.4 / (os.cpu_count() or 1) < share <= 1
 
 
 def test_a_load_counts_tokens_of_all_clients_over_the_time_of_all() -> None:
