@@ -14,6 +14,7 @@ from musespark.engine.allowance import Allowance
 from musespark.engine.engine import Engine
 from musespark.engine.runner import Batch, Float32
 from musespark.engine.speculation import FIRST_PAUSE, MOST_NGRAMS, Drafting, NgramDrafter
+from tests.engine.drafters import Guessing
 from tests.engine.driver import Driver, Seen, no_pages_in_use, prompt_of, request, run_alone
 from tests.fakes import HashRunner, ScriptedRunner, hash_continuation
 
@@ -22,21 +23,6 @@ def ticking(seconds: float = 1.0) -> Callable[[], float]:
     """A clock on which every step takes the same time, so that any right guess pays."""
     times = itertools.count()
     return lambda: next(times) * seconds
-
-
-class Guessing:
-    """Proposes the right tokens, of which each is spoiled with a probability."""
-
-    def __init__(self, right: Sequence[int], spoiled: float = 0.0, seed: int = 0) -> None:
-        self.right = list(right)
-        self.read = 0
-        self.spoiled = spoiled
-        self.random = np.random.default_rng(seed)
-
-    def propose(self, new: Sequence[int], most: int) -> Sequence[int]:
-        self.read += len(new)
-        guess = self.right[self.read : self.read + most]
-        return [token + 1 if self.random.random() < self.spoiled else token for token in guess]
 
 
 def engine_of(guesses: Callable[[], Any] = NgramDrafter, most: int = 8, **options: Any) -> Engine:
@@ -187,6 +173,45 @@ def test_an_allowance_is_used_up_to_the_token_and_not_beyond(granted: int) -> No
     seen = run_alone(engine, request(prompt, 40, allowance=Allowance(granted, final=True)))
     assert seen.ids() == expected[:granted]
     assert seen.reasons == {0: "budget"}
+
+
+class Clairvoyant:
+    """Works out how it goes on; every third guess is spoiled in the middle."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.calls = 0
+
+    def propose(self, new: Sequence[int], most: int) -> Sequence[int]:
+        self.tokens += new
+        self.calls += 1
+        guess = hash_continuation(self.tokens, most)
+        if self.calls % 3 == 0:
+            guess[len(guess) // 2] ^= 1
+        return guess
+
+
+def test_random_joins_and_aborts_in_little_memory_end_with_every_page_free() -> None:
+    """Streams that are guessed at while they are alone, joined, preempted, cancelled, and alone again."""
+    random = np.random.default_rng(7)
+    driver = Driver(engine_of(Clairvoyant, most=5, runner=HashRunner(num_full_pages=5, num_sliding_pages=5)))
+    asked: list[tuple[list[int], int, Seen, str]] = []
+    for step in range(400):
+        if step % 25 == 0:
+            prompt, num_tokens = prompt_of(int(random.integers(1, 120)), step), int(random.integers(1, 60))
+            new = request(prompt, num_tokens)
+            asked.append((prompt, num_tokens, driver.submit(new), new.id))
+        if random.random() < 0.01:
+            driver.cancel(asked[-1][3])
+        driver.step()
+    driver.run()
+    for prompt, num_tokens, seen, _ in asked:
+        expected = hash_continuation(prompt, num_tokens)
+        assert seen.ids() == (expected if seen.reasons == {0: "length"} else expected[: len(seen.ids())])
+    stats = driver.engine.stats()
+    assert 50 < stats.num_accepted_tokens_total < stats.num_drafted_tokens_total
+    assert stats.num_finished_total["cancelled"] > 0
+    assert no_pages_in_use(driver.engine)
 
 
 def test_two_streams_are_not_guessed_at() -> None:

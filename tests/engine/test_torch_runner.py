@@ -5,6 +5,7 @@ What needs a GPU is in test_torch_cuda.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from musespark.engine.engine import Engine
 from musespark.engine.torch_runner import page_bytes, usable_device
 from musespark.engine.torch_runner.experts import GroupedExperts
 from musespark.errors import ConfigError, EngineFailed, NotEnoughMemory
@@ -21,6 +23,8 @@ from musespark.model.network import Llama4, Network, build_network, load_network
 from musespark.model.presets import preset
 from musespark.model.quantize import quantize_checkpoint
 from tests.engine.batches import Stream, batch_of, pages_for, reference_logits
+from tests.engine.drafters import Guessing
+from tests.engine.driver import request, run_alone
 from tests.engine.torch_runners import ALIGNED, FAMILIES, assert_close, deep_network, open_torch, torch_runner
 from tests.model.network.builders import IMAGE_TOKEN, prompt_with_images
 from tests.model.network.families import clear_ids, family_network, prompt_with_tiles
@@ -220,3 +224,20 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(tmp_path: Path) 
 def test_pages_of_the_published_models_have_the_published_size() -> None:
     """Scout: 12 full layers of 48, 8 kv heads of 128."""
     assert page_bytes(preset("llama-4-scout")) == (64 * 12 * 8 * 128 * 2 * 2, 64 * 36 * 8 * 128 * 2 * 2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_guesses_are_verified_in_the_rows_of_a_decode(family: ModelType) -> None:
+    """Right and wrong ones, over the border of a page. In float32 on a CPU no tie is near enough to matter."""
+    network = family_network(family, 2)
+    ids, times = clear_ids(network, 40, 2), itertools.count()
+    expected = run_alone(Engine(torch_runner(network)), request(ids, 40)).ids()
+    guessing = Engine(
+        torch_runner(network),
+        max_draft_tokens=8,
+        make_drafter=lambda: Guessing([*ids, *expected], 0.2),
+        clock=lambda: float(next(times)),  # every step takes as long, so that any right guess pays
+    )
+    assert run_alone(guessing, request(ids, 40)).ids() == expected
+    stats = guessing.stats()
+    assert 10 < stats.num_accepted_tokens_total < stats.num_drafted_tokens_total
