@@ -16,7 +16,6 @@ import logging
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,26 +23,26 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from musespark.accounts import holds, recovery, settlement, statements
+from musespark.accounts.backlog import Backlog
 from musespark.accounts.database import Database
 from musespark.accounts.holds import Grant, Hold, hold_id
-from musespark.accounts.journal import BACKLOG_BYTES, RECORD_BYTES, Journal, Position
+from musespark.accounts.journal import BACKLOG_BYTES, Journal
 from musespark.accounts.lines import Lines
 from musespark.accounts.outage import Health, Outage
 from musespark.accounts.plans import Plan
-from musespark.accounts.prices import DEFAULT_CURRENCY, PriceSnapshot, price_at, read_prices
+from musespark.accounts.price_book import REMEMBER_S, PriceBook
+from musespark.accounts.prices import PriceSnapshot
 from musespark.accounts.purse import Scope, period_of
 from musespark.accounts.records import usage_record, void_record
 from musespark.accounts.settlement import OnSettled, SettledRecord, Settlement
 from musespark.accounts.statements import Balance, Spending
 from musespark.accounts.transactions import DatabaseAway, Transaction
-from musespark.errors import LedgerUnavailable, NotFound, PlanRefused
-
-REMEMBER_S = 1.0  # prices, plans: how long a change made by another process may go unseen
+from musespark.errors import LedgerUnavailable, NotFound
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-__all__ = ["Balance", "Grant", "Health", "Hold", "Ledger", "SettledRecord", "Settlement", "Spending"]
+__all__ = ["REMEMBER_S", "Balance", "Grant", "Health", "Hold", "Ledger", "SettledRecord", "Settlement", "Spending"]
 
 
 class Ledger:
@@ -51,15 +50,11 @@ class Ledger:
         self.database = database
         self.journal = Journal(state_dir / "journal")
         self.outage = Outage()
-        self._backlog_bytes = backlog_bytes
+        self.backlog = Backlog(self.journal, backlog_bytes)
+        self._price_book = PriceBook()
         self._lock = threading.Lock()
         self._granted: dict[str, int] = {}  # by hold: output tokens granted so far, of requests in flight here
         self._alive: weakref.WeakValueDictionary[str, Hold] = weakref.WeakValueDictionary()
-        self._unsettled: Position | None = None  # where the journal's first record lies that the database lacks
-        self._in_settlement = 0
-        self._unwritten: deque[dict[str, Any]] = deque()  # records that even the journal could not take
-        self._prices: tuple[float, list[PriceSnapshot]] | None = None
-        self._currencies: dict[str, str] = {}
         self._subscribers: list[Callable[[str], None]] = []
         self._on_settled: list[OnSettled] = []
         self._maintenance = recovery.Maintenance(self)
@@ -72,14 +67,10 @@ class Ledger:
         Raises PlanRefused for a model that has prices, but none in this currency or none yet.
         """
         at = time.time() if now is None else now
-        currency = DEFAULT_CURRENCY if organisation_id is None else self._currency(organisation_id)
-        versions = [version for version in self._price_list() if version.model == model]
-        if not versions:
-            return PriceSnapshot(model, currency=currency)
-        found = price_at(versions, currency, at)
-        if found is None:
-            raise PlanRefused(f"{model} has no price in {currency} yet")
-        return found
+        try:
+            return self._price_book.price(self.call, model, at, organisation_id)
+        except DatabaseAway:
+            raise self._unavailable() from None
 
     def plan(self, organisation_id: str, now: float | None = None) -> Plan:
         """The organisation's plan, at most a second old; an old one while the database is away."""
@@ -197,7 +188,7 @@ class Ledger:
 
     def health(self) -> Health:
         state = "away" if self.outage.away else "up"
-        return Health(state, self.outage.since, self._pending_bytes(), self._accepting())
+        return Health(state, self.outage.since, self.backlog.pending_bytes(), self._accepting())
 
     def subscribe(self, callback: Callable[[str], None]) -> None:
         """`callback(organisation_id)` after money came free here; from any thread, so it must be quick."""
@@ -251,28 +242,9 @@ class Ledger:
         for callback in self._subscribers:
             callback(organisation_id)
 
-    def take_unsettled(self) -> tuple[Position | None, list[dict[str, Any]]]:
-        """What waits for the database; the caller replays it, and gives back what it could not."""
-        with self._lock:
-            position, self._unsettled = self._unsettled, None
-            unwritten = list(self._unwritten)
-            self._unwritten.clear()
-        return position, unwritten
-
-    def give_back_unsettled(self, position: Position | None, unwritten: list[dict[str, Any]]) -> None:
-        with self._lock:
-            if position is not None:
-                self._unsettled = position if self._unsettled is None else min(position, self._unsettled)
-            self._unwritten.extendleft(reversed(unwritten))
-
     def alive(self) -> list[str]:
         with self._lock:
             return list(self._alive.keys())
-
-    def in_settlement(self) -> bool:
-        """Whether a record may be in the journal and neither in the database nor among the unsettled."""
-        with self._lock:
-            return self._in_settlement > 0
 
     @property
     def listeners(self) -> list[OnSettled]:
@@ -281,35 +253,14 @@ class Ledger:
     @contextmanager
     def _journaled(self, hold: Hold, record: dict[str, Any]) -> Iterator[None]:
         """Write the record first; if the database turns out to be away, it gets the record later."""
-        with self._lock:
-            self._in_settlement += 1
-        try:
-            written = self._write(record)
+        with self.backlog.settling():
+            written = self.backlog.write(record, sync=self.outage.away)
             try:
                 yield
                 self.outage.covered(hold.id)
             except DatabaseAway:
-                self._keep_for_later(written)
-        finally:
-            with self._lock:
-                self._in_settlement -= 1
+                self.backlog.keep(written)
         self._ended(hold)
-
-    def _write(self, record: dict[str, Any]) -> Position | dict[str, Any]:
-        try:
-            return self.journal.append(record, sync=self.outage.away)
-        except OSError as error:
-            log.error("the journal can't be written: %s", error)
-            return record
-
-    def _keep_for_later(self, written: Position | dict[str, Any]) -> None:
-        with self._lock:
-            if isinstance(written, dict):
-                self._unwritten.append(written)
-            elif self._unsettled is None or written < self._unsettled:
-                self._unsettled = written
-        if not isinstance(written, dict):
-            self.journal.sync()
 
     def _let_in(self, asked: Hold, cost: int) -> Hold:
         plan = self.outage.plan(asked.organisation_id)
@@ -328,48 +279,11 @@ class Ledger:
             self._alive.pop(hold.id, None)
         self.freed(hold.organisation_id)
 
-    def _pending_bytes(self) -> int:
-        with self._lock:
-            start = self._unsettled
-        return 0 if start is None else self.journal.bytes_since(start)
-
     def _accepting(self) -> bool:
-        """Whether the journal has room for what is in flight, should the database be away when it ends."""
-        if self._unwritten:
-            return False
-        pending = self._pending_bytes()
-        return not pending or pending + RECORD_BYTES * (len(self._granted) + 1) <= self._backlog_bytes
+        return self.backlog.has_room(len(self._granted) + 1)
 
     def _unavailable(self) -> LedgerUnavailable:
         return LedgerUnavailable(
             "the ledger's database is away, and this plan lets no requests in meanwhile; try again soon",
             retry_after_ms=2000,
         )
-
-    def _price_list(self) -> list[PriceSnapshot]:
-        known = self._prices
-        if known is not None and time.monotonic() - known[0] < REMEMBER_S:
-            return known[1]
-        try:
-            versions = self.call(read_prices)
-        except DatabaseAway:
-            if known is None:
-                raise self._unavailable() from None
-            return known[1]
-        self._prices = (time.monotonic(), versions)
-        return versions
-
-    def _currency(self, organisation_id: str) -> str:
-        known = self._currencies.get(organisation_id)
-        if known is None:
-            query = "SELECT currency FROM balances WHERE organisation_id = ?"
-            try:
-                row = self.call(lambda tx: tx.row(query, (organisation_id,)))
-            except DatabaseAway:
-                return DEFAULT_CURRENCY
-            if row is None:  # nothing was ever paid or charged: it may still get another currency
-                return DEFAULT_CURRENCY
-            known = self._currencies[organisation_id] = str(row[0])
-            if len(self._currencies) > 100_000:
-                self._currencies.clear()
-        return known

@@ -84,7 +84,7 @@ class Maintenance:
         ledger = self._ledger
         if ledger.outage.away:
             ledger.call(lambda tx: tx.row("SELECT 1"))  # raises while it is still away
-        position, unwritten = ledger.take_unsettled()
+        position, unwritten = ledger.backlog.take()
         try:
             while unwritten:
                 self._settle_again(unwritten[0])
@@ -97,7 +97,7 @@ class Maintenance:
                     position = after
                 position = None
         finally:
-            ledger.give_back_unsettled(position, unwritten)
+            ledger.backlog.give_back(position, unwritten)
 
     def _settle_again(self, record: dict[str, Any]) -> None:
         """Apply a record once more, or for the first time. A contradiction is logged and left to `ledger verify`."""
@@ -156,9 +156,8 @@ class Maintenance:
         """Note up to where the database has everything on its disk, so that a start need not read it again."""
         ledger = self._ledger
         end = ledger.journal.end()
-        position, unwritten = ledger.take_unsettled()
-        ledger.give_back_unsettled(position, unwritten)
-        if ledger.in_settlement():
-            return  # a record may be in the journal and not yet in the database
+        if ledger.backlog.is_settling():
+            return  # a record before `end` may have reached the journal alone; there will be a quieter moment
+        first = ledger.backlog.first()
         ledger.database.sync()
-        write_checkpoint(ledger.journal.folder, end if position is None else min(end, position))
+        write_checkpoint(ledger.journal.folder, end if first is None else min(end, first))

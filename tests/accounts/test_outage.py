@@ -121,7 +121,7 @@ def test_a_prepaid_plan_refuses_new_requests_and_a_trusted_one_lets_them_in_up_t
 
 def test_nobody_is_let_in_when_the_journal_has_no_room(books: Books, switch: Switch) -> None:
     books.credit(10**9)
-    books.ledger._backlog_bytes = 5000
+    books.ledger.backlog.limit_bytes = 5000
     holds = [books.open(f"r{number}") for number in range(4)]
     switch.away = True
     for hold in holds[:2]:

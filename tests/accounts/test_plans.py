@@ -60,7 +60,7 @@ def test_a_new_price_counts_from_its_moment_and_an_old_request_keeps_its_own(boo
     books.credit(10**9)
     hold = books.open("r1")
     dearer = set_price(books.database, "muse-spark", text_in=9, output=9, effective_from=NOW + 10, now=NOW)
-    books.ledger._prices = None
+    books.ledger._price_book.forget()
     assert books.ledger.price("muse-spark", NOW + 9).version == books.price.version
     assert books.ledger.price("muse-spark", NOW + 10) == dearer
     assert books.ledger.settle(hold, used(1), now=NOW + 20).amount_nano == 100 * 1250 + OUT
@@ -201,6 +201,7 @@ def test_credit_that_is_held_when_it_ends_may_still_be_spent_but_not_come_back(b
     books.ledger.settle(hold, used(10, text_in=0), now=NOW + DAY)
     with pytest.raises(CreditBalanceExhausted):
         books.open("r2", text_in=0, output=1, now=NOW + DAY)
+    assert books.ledger.balance("org_1", NOW + DAY).credits == []
     assert books.wallet()["expired"] == 30_000 + 170_000 - 42_500
     books.check()
 
