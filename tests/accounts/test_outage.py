@@ -134,6 +134,28 @@ def test_nobody_is_let_in_when_the_journal_has_no_room(books: Books, switch: Swi
     books.open("r9")
 
 
+def test_with_database_and_journal_unwritable_records_stay_in_memory_and_nobody_is_let_in(
+    books: Books, switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.credit(10**9)
+    hold = books.open("r1")
+
+    def full(record: object, *, sync: bool = False) -> None:
+        raise OSError(28, "no space left")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(books.ledger.journal, "append", full)
+        switch.away = True
+        assert books.ledger.settle(hold, used(5), now=NOW).pending
+        switch.away = False
+        with pytest.raises(LedgerUnavailable):
+            books.open("r2")
+    books.ledger.maintain(NOW)
+    assert books.wallet()["revenue"] == INPUT + 5 * OUT
+    books.open("r2")
+    books.check()
+
+
 def test_a_stopped_postgresql_is_survived_with_no_token_lost(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("musespark.accounts.outage.RETRY_S", 0.0)
     with running_server() as server:
