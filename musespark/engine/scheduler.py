@@ -104,7 +104,7 @@ class Scheduler:
         `max_prompt_tokens` (at least 1) is for prompts beside sequences that decode.
         """
         self._chunks = {}
-        self._planned.clear()
+        could_advance = self.can_advance  # asked now: other threads may grant while this step is planned
         self._budget = self._max_batch_tokens
         for sequence in [s for s in self.running if s.num_uncomputed == 1]:
             if sequence.is_running:  # it may just have been preempted
@@ -112,7 +112,7 @@ class Scheduler:
         if self._chunks and max_prompt_tokens is not None:
             self._budget = min(self._budget, max_prompt_tokens)
         self._share_out([s for s in self.running if s.num_uncomputed > 1])
-        assert self._chunks or not self.can_advance, "the first in order always fits"
+        assert self._chunks or not could_advance, "the first in order always fits"
         return list(self._chunks.values())
 
     def charge_accepted(self, sequence: Sequence) -> None:

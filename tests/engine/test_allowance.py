@@ -297,3 +297,34 @@ def test_paused_service_takes_no_time() -> None:
 async def _read_all(generation: Generation) -> None:
     async for _ in generation:
         pass
+
+
+class GrantedWhileItIsRead(Allowance):
+    """Grants 10 more just before it is read for the `moment`-th time after 3 tokens: as if by another thread."""
+
+    def __init__(self, moment: int) -> None:
+        super().__init__(3)
+        self.num_reads = -1_000_000
+        self.moment = moment
+
+    @property
+    def granted(self) -> int:
+        self.num_reads += 1
+        if self.num_reads == self.moment:
+            self.grant(13, final=True)
+        return self._state[0]
+
+
+@pytest.mark.parametrize("moment", range(1, 25))
+def test_grant_at_any_moment_of_a_step_is_no_failure(moment: int) -> None:
+    driver = Driver(Engine(HashRunner()))
+    allowance = GrantedWhileItIsRead(moment)
+    seen = driver.submit(request(prompt_of(10), 20, n=2, allowance=allowance))
+    run_until_paused(driver)
+    allowance.num_reads = 0
+    for _ in range(40):
+        if driver.engine.has_work:
+            driver.step()
+    assert seen.error is None
+    assert set(seen.reasons.values()) == {"budget"}
+    assert seen.usage == Usage(10, 0, 0, 13, 0)
