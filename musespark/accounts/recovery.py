@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from musespark.accounts.ledger import Ledger
 
 TICK_S = 0.1  # how much of the journal a power cut may take
+CHECKPOINT_S = 1.0
 SLOW_S = 30.0  # between looks for dead processes, expired holds and old segments
 BATCH = 200  # holds per look
 
@@ -55,11 +56,14 @@ class Maintenance:
         self._slow_work(now)
 
     def _run(self) -> None:
-        slow_at = 0.0
+        slow_at = checkpoint_at = 0.0
         while True:
             try:
                 self._ledger.journal.sync()
                 self._replay()
+                if time.monotonic() >= checkpoint_at:
+                    checkpoint_at = time.monotonic() + CHECKPOINT_S
+                    self._ledger.database.checkpoint()
                 if time.monotonic() >= slow_at:
                     slow_at = time.monotonic() + SLOW_S
                     self._slow_work(time.time())

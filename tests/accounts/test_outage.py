@@ -42,6 +42,9 @@ class Switch:
     def sync(self) -> None:
         self._database.sync()
 
+    def checkpoint(self) -> None:
+        self._database.checkpoint()
+
 
 @pytest.fixture
 def switch(books: Books, monkeypatch: pytest.MonkeyPatch) -> Switch:
