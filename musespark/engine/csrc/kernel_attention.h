@@ -96,7 +96,7 @@ struct Int8Page {
     static constexpr int64_t kInputs = 4;
     using Sum = Int;
 
-    static Sum key_step(Sum sum, Int keys, Int query) { return Simd::dot_int8(sum, keys, query); }
+    static Sum key_step(Sum sum, Int keys, Int query) { return Simd::dot_keys(sum, keys, query); }
     static Sum value_step(Sum sum, Int values, Int weight) { return Simd::dot_unsigned(sum, weight, values); }
     // Returns the size of a step.
     static float store_weights(const PageSoftmax& softmax, const float* scales, const Seen& seen, std::byte* row) {

@@ -95,6 +95,7 @@ struct Simd {
         const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
         _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packus_epi16(halves, halves));
     }
+    static Int dot_keys(Int sum, Int keys, Int query) { return dot_int8(sum, keys, query); }
     static Int dot_unsigned(Int sum, Int x, Int weights) {
         const Int low = _mm256_madd_epi16(_mm256_and_si256(x, _mm256_set1_epi16(255)),
                                           _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8));

@@ -93,6 +93,7 @@ struct Simd {
         const Unsigned bits = reinterpret_cast<Unsigned>(x + 12582912.0F);
         for (int i = 0; i < kWidth; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(bits[i]);
     }
+    static Int dot_keys(Int sum, Int keys, Int query) { return dot_int8(sum, keys, query); }
     static Int dot_unsigned(Int sum, Int x, Int weights) {
         sum += unsigned_byte<0>(x) * byte<0>(weights);
         sum += unsigned_byte<1>(x) * byte<1>(weights);
