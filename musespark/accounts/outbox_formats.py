@@ -11,11 +11,13 @@ import binascii
 import datetime
 import hmac
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 import orjson
 
-from musespark.accounts.outbox import Event
+if TYPE_CHECKING:  # settings.py needs what is here, and not a database
+    from musespark.accounts.outbox import Event
 
 SOURCE = "/musespark"
 TYPE = "musespark.usage.v1"
