@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from musespark.accounts.database import Database
+from musespark.accounts.invoices import invoice_lines, month_bounds
 from musespark.accounts.journal import Position, owners, read_from
 from musespark.accounts.lines import Lines
 from musespark.accounts.tables.ledger import ACCOUNTS
@@ -37,6 +39,7 @@ class Report:
     holds: int = 0
     usage_records: int = 0
     transfers: int = 0
+    invoices: int = 0  # months of organisations
     engine_records: int = 0
     pending: int = 0  # engine records that the database does not have yet, as in an outage
     damaged: int = 0  # lines of the journal that can't be read
@@ -67,7 +70,7 @@ def verify(database: Database, journal_root: Path | None = None) -> Report:
         for name in ("holds", "usage_records", "transfers"):
             row = tx.row(f"SELECT COUNT(*) FROM {name}")
             setattr(report, name, row[0] if row else 0)
-        for check in (_balances, _holds, _amounts, _billed, _spending, _lots):
+        for check in (_balances, _holds, _amounts, _billed, _spending, _lots, _invoices):
             check(tx, report)
         _compare(tx, engine, report)
 
@@ -191,6 +194,24 @@ def _lots(tx: Transaction, report: Report) -> None:
     for organisation_id, credit, remaining in rows:
         if remaining < credit:
             report.add("credit lots hold what the wallet has", organisation_id, credit, int(remaining))
+
+
+def _invoices(tx: Transaction, report: Report) -> None:
+    """The total of each month's invoice is what was earned in it, less what was written off."""
+    earned: dict[tuple[str, str], int] = {}
+    for organisation_id, amount, created_at in tx.rows(
+        "SELECT organisation_id, CASE WHEN credit = 'revenue' THEN amount ELSE -amount END "
+        "- CASE WHEN debit = 'written_off' THEN amount ELSE 0 END, created_at FROM transfers "
+        "WHERE credit = 'revenue' OR debit = 'revenue'"
+    ):
+        key = (organisation_id, datetime.fromtimestamp(created_at, UTC).strftime("%Y-%m"))
+        earned[key] = earned.get(key, 0) + amount
+    report.invoices = len(earned)
+    for (organisation_id, period), amount in earned.items():
+        lines = invoice_lines(tx, organisation_id, *month_bounds(period))
+        total = sum(line.amount_nano for line in lines)
+        if total != amount:
+            report.add("the invoice is what was earned", f"{organisation_id}-{period}", amount, total)
 
 
 def _engine_records(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:

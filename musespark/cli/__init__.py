@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from musespark.cli import audit, billing, conformance, keys, ledger, organisations, people, releases, usage
+from musespark.cli import audit, billing, conformance, invoices, keys, ledger, organisations, people, releases, usage
 from musespark.cli.state import StateOption
 from musespark.errors import MuseSparkError
 
@@ -30,6 +30,7 @@ app.add_typer(billing.price_app, name="price")
 app.add_typer(billing.plan_app, name="plan")
 app.add_typer(billing.credit_app, name="credit")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(invoices.app, name="invoice")
 app.add_typer(audit.app, name="audit")
 app.add_typer(usage.limit_app, name="limit")
 app.command("usage")(usage.show_usage)

@@ -44,7 +44,7 @@ def plant(books: Books, *statements: str) -> None:
     [  # the difference is stated where one planted figure is off in known places only
         ("UPDATE balances SET wallet = wallet + 7, revenue = revenue - 7", "balance is the sum of its transfers", 14),
         ("UPDATE balances SET wallet = wallet + 7", "debits are credits", 14),
-        ("UPDATE transfers SET amount = amount + 5 WHERE id = 'r1/1/end'", "usage is what moved to revenue", 20),
+        ("UPDATE transfers SET amount = amount + 5 WHERE id = 'r1/1/end'", "usage is what moved to revenue", 25),
         ("UPDATE holds SET held = held + 3 WHERE state = 'open'", "a hold has what its transfers put there", 15),
         ("UPDATE transfers SET id = 'r2/1/end' WHERE id = 'r2/1/hold'", "a hold is resolved once", 1),
         ("UPDATE usage_records SET output = output + 1", "lines partition the tokens", None),
