@@ -70,10 +70,10 @@ def settle(
         return replace(done, price=hold.price)  # the same, with its currency
     recorded = _recorded(tx, hold.id)
     before = sum_lines([part_lines for part_lines, _, _, _ in recorded])
-    if recorded and before == lines:
+    said_already = any(part_outcome != EXPIRED for _, _, _, part_outcome in recorded)
+    if said_already and before == lines:
         billed, written_off = sum(part[1] for part in recorded), sum(part[2] for part in recorded)
         return Settlement(hold.id, lines, hold.price, billed, written_off)
-    said_already = any(part_outcome != EXPIRED for _, _, _, part_outcome in recorded)
     if row.state != "expired" or said_already or not lines.covers(before):
         raise LedgerConflict(f"the hold {hold.id} is {row.state} with {before}; it can't be settled with {lines}")
     done = _late(tx, replace(row.hold, price=hold.price), lines, before, len(recorded), outcome, now, listeners)

@@ -282,6 +282,20 @@ def test_usage_that_comes_after_the_expiry_is_billed_in_full_and_once(books: Boo
     books.check()
 
 
+def test_usage_after_the_expiry_is_final_though_it_adds_nothing(books: Books) -> None:
+    books.credit(10**9)
+    hold = books.open("r1")
+    books.ledger.extend(hold, used(30), 64, now=NOW)
+    late = Hold(hold.id, "r1", 1, hold.scope, hold.price, 128, False, NOW)
+    del hold
+    books.ledger.maintain(NOW + 10_000)
+    for _ in range(2):
+        assert books.ledger.settle(late, used(30)).amount_nano == INPUT + 30 * OUT
+    with pytest.raises(LedgerConflict):
+        books.ledger.settle(late, used(31))
+    books.check()
+
+
 def test_a_request_in_flight_is_kept_alive_though_the_clock_jumps(books: Books) -> None:
     books.credit(10**9)
     hold = books.open("r1")
