@@ -7,6 +7,7 @@ import pytest
 from musespark.accounts.holds import Hold
 from musespark.accounts.lines import Lines
 from musespark.accounts.prices import PriceSnapshot, set_price
+from musespark.accounts.reconcile import verify
 from musespark.errors import (
     CreditBalanceExhausted,
     KeySpendLimitExceeded,
@@ -293,7 +294,9 @@ def test_usage_after_the_expiry_is_final_though_it_adds_nothing(books: Books) ->
         assert books.ledger.settle(late, used(30)).amount_nano == INPUT + 30 * OUT
     with pytest.raises(LedgerConflict):
         books.ledger.settle(late, used(31))
-    books.check()
+    report = verify(books.database, books.state_dir / "journal")
+    assert [finding.what for finding in report.findings] == ["r1/1 output"]  # the contradiction is not forgotten
+    assert report.difference == 1
 
 
 def test_a_request_in_flight_is_kept_alive_though_the_clock_jumps(books: Books) -> None:
