@@ -146,9 +146,12 @@ def open_hold(tx: Transaction, asked: Hold, text_in: int, image_in: int, owner: 
     return hold
 
 
-def extend(tx: Transaction, id: str, used: Lines, more: int, now: float, *, give_up: bool = False) -> Grant:
+def extend(
+    tx: Transaction, id: str, used: Lines, more: int, now: float, *, granted: int = 0, give_up: bool = False
+) -> Grant:
     """Let a hold grow by up to `more` output tokens, `used` having been computed so far.
 
+    `granted` is what the request was promised in total: more than the row says where the database was away meanwhile.
     Raises NotFound for an unknown hold and LedgerConflict if less is reported used than before.
     """
     row = read_hold(tx, id, lock=True)
@@ -162,7 +165,8 @@ def extend(tx: Transaction, id: str, used: Lines, more: int, now: float, *, give
     purse = Purse.open(tx, row.hold.scope, now)
     price = row.hold.price
     per_token = price.most_per_output
-    unused = max(row.granted_output - used.output_total, 0)
+    promised = max(row.granted_output, granted)
+    unused = max(promised - used.output_total, 0)
     # Before the first output token the input may not be computed yet: what was held for it stays.
     base = price.cost(used) if used.output_total else row.held - row.granted_output * per_token
     back = row.held - base - unused * per_token  # what it held at the dearest rate and turned out cheaper
@@ -177,12 +181,12 @@ def extend(tx: Transaction, id: str, used: Lines, more: int, now: float, *, give
         waiting = added == 0 and not final
         refusal = purse.refusal(more * per_token, held_by_others=not final)
         code, message = refusal.code, refusal.message
-    granted = row.granted_output + added
-    held = base + (unused + added) * per_token
+    # What was promised without the database may be more than the money pays for: then all that there is, is held.
+    held = min(base + (unused + added) * per_token, row.held + max(purse.free, 0))
     # Used up and without a grant, it can't free anything: others need not wait for it.
     idle = int(added == 0 and unused == 0)
-    _grow(tx, row, held, granted, idle, used, now)
-    return Grant(granted, final, waiting, code, message)
+    _grow(tx, row, held, promised + added, idle, used, now)
+    return Grant(promised + added, final, waiting, code, message)
 
 
 def _grow(tx: Transaction, row: HoldRow, held: int, granted: int, idle: int, used: Lines, now: float) -> None:

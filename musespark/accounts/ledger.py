@@ -133,7 +133,7 @@ class Ledger:
         try:
             if hold.outage:
                 raise DatabaseAway
-            grant = self.call(lambda tx: holds.extend(tx, hold.id, used, more, at, give_up=give_up))
+            grant = self.call(lambda tx: holds.extend(tx, hold.id, used, more, at, granted=granted, give_up=give_up))
         except DatabaseAway:
             # Requests that were let in finish. A plan's bound holds for those that it let in without the database.
             plan = self.outage.plan(hold.organisation_id)

@@ -93,6 +93,36 @@ def test_what_no_limit_allows_is_written_off_and_never_charged(books: Books, swi
     books.check()
 
 
+def test_a_request_goes_on_growing_when_the_database_is_back(books: Books, switch: Switch) -> None:
+    """Its grants of the time in between count: with the database's older number it would stand still for ever."""
+    books.credit(10**9)
+    hold = books.open("r1")
+    switch.away = True
+    for number in (1, 2, 3):
+        assert books.ledger.extend(hold, used(64 * number - 32), 64).granted_output == 64 + 64 * number
+    switch.away = False
+    assert books.ledger.extend(hold, used(224), 64).granted_output == 64 + 64 * 4
+    assert books.wallet()["held"] == INPUT + 320 * OUT
+    books.ledger.settle(hold, used(320), now=NOW)
+    assert books.wallet()["revenue"] == INPUT + 320 * OUT
+    books.check()
+
+
+def test_what_was_promised_in_an_outage_and_nothing_pays_for_stops_the_request_and_exceeds_nothing(
+    books: Books, switch: Switch
+) -> None:
+    books.credit(INPUT + 100 * OUT)
+    hold = books.open("r1")
+    switch.away = True
+    assert books.ledger.extend(hold, used(60), 64).granted_output == 128
+    switch.away = False
+    grant = books.ledger.extend(hold, used(120), 64)
+    assert (grant.granted_output, grant.final, grant.code) == (128, True, "credit_balance_exhausted")
+    assert books.wallet()["held"] == INPUT + 100 * OUT
+    assert books.ledger.settle(hold, used(128), now=NOW).written_off_nano == 28 * OUT
+    books.check()
+
+
 def test_a_prepaid_plan_refuses_new_requests_and_a_trusted_one_lets_them_in_up_to_its_bound(
     books: Books, switch: Switch
 ) -> None:
