@@ -12,7 +12,7 @@ from typing import Any
 from musespark.api.access import PUBLIC, RULES
 from tests.api.world import MODEL, World, running_world
 
-SECONDS = 8
+SECONDS = 5
 # Not checked: that all data which fits the schema is accepted. A schema can't say that a context is full, that an image
 # is damaged, or that two fields need each other.
 CHECKS = ",".join(
