@@ -147,7 +147,7 @@ def _expanded(checkpoint: Checkpoint, dtype: FloatDtype | None, experts: Experts
     tensors: dict[str, Stored] = {}
 
     def new_dtype(name: str) -> Dtype:
-        stored = checkpoint.tensor(name).dtype if name in stored_names else None
+        stored = checkpoint.file(name).entries[name].dtype if name in stored_names else None
         # A router in float32 stays so in bfloat16: it decides on small differences.
         if stored is not None and (dtype is None or (is_float32(name) and stored == "F32")):
             return stored
