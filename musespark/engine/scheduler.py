@@ -68,11 +68,12 @@ class Scheduler:
         self._chunks: dict[Sequence, Chunk] = {}
         self._budget = 0
         self._planned: dict[RequestState, int] = {}  # tokens to be sampled in this step, of those with an allowance
+        self._left: dict[RequestState, float] = {}  # what was paid for when this step was first asked about it
 
     @property
     def can_advance(self) -> bool:
         """Whether a step would compute anything: not if all that runs or may start waits for its allowance."""
-        self._planned.clear()
+        self._look_at_allowances()
         return any(not self._is_paused(sequence) for sequence in self.running) or any(
             self._is_paid(sequence.state) for sequence in self.waiting
         )
@@ -80,7 +81,7 @@ class Scheduler:
     @property
     def num_paused(self) -> int:
         """Running choices that wait for their allowances."""
-        self._planned.clear()
+        self._look_at_allowances()
         return sum(self._is_paused(sequence) for sequence in self.running if sequence.request.allowance is not None)
 
     def waiting_requests(self) -> Counter[str]:
@@ -104,7 +105,7 @@ class Scheduler:
         `max_prompt_tokens` (at least 1) is for prompts beside sequences that decode.
         """
         self._chunks = {}
-        could_advance = self.can_advance  # asked now: other threads may grant while this step is planned
+        could_advance = self.can_advance
         self._budget = self._max_batch_tokens
         for sequence in [s for s in self.running if s.num_uncomputed == 1]:
             if sequence.is_running:  # it may just have been preempted
@@ -200,9 +201,17 @@ class Scheduler:
             sequence.num_charged = chunk.end
         self._fair.charge(sequence.request.tenant, cost)
 
+    def _look_at_allowances(self) -> None:
+        """Begin a plan. It sees each allowance once: other threads may grant at any moment, and what was passed over as
+        paused must stay so until the plan is made, or nobody could have its pages."""
+        self._planned.clear()
+        self._left.clear()
+
     def _is_paid(self, state: RequestState) -> bool:
         """Whether one more token of the request may be sampled in this step."""
-        return state.request.allowance is None or self._planned.get(state, 0) < state.tokens_left
+        if state.request.allowance is None:
+            return True
+        return self._planned.get(state, 0) < self._left.setdefault(state, state.tokens_left)
 
     def _is_paused(self, sequence: Sequence) -> bool:
         return sequence.num_uncomputed == 1 and sequence not in self._chunks and not self._is_paid(sequence.state)

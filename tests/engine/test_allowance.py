@@ -18,6 +18,7 @@ from musespark.engine.request import AllowanceEvent, FinishEvent, SampledToken, 
 from musespark.engine.service import EngineService, Generation
 from musespark.errors import ShuttingDown
 from tests.engine.driver import Driver, no_pages_in_use, prompt_of, request
+from tests.engine.simulation import Simulation
 from tests.fakes import HashRunner, ScriptedRunner, hash_continuation
 
 
@@ -328,3 +329,31 @@ def test_grant_at_any_moment_of_a_step_is_no_failure(moment: int) -> None:
     assert seen.error is None
     assert set(seen.reasons.values()) == {"budget"}
     assert seen.usage == Usage(10, 0, 0, 13, 0)
+
+
+class GrantedAtRead(Allowance):
+    """Grants 10 tokens just before it is read for the `moment`-th time, once that is set."""
+
+    moment = 1_000_000
+
+    @property
+    def granted(self) -> int:
+        self.moment -= 1
+        if self.moment == 0:
+            self.grant(11)
+        return self._state[0]
+
+
+@pytest.mark.parametrize("moment", range(1, 8))
+def test_grant_while_room_is_made_for_another_leaves_room(moment: int) -> None:
+    """The first in order is paused, so its pages may go to the second; granted meanwhile, it must not keep them."""
+    simulation = Simulation(num_pages=5, max_batch_tokens=200)
+    allowance = GrantedAtRead(1)
+    [first] = simulation.add("first", 120, allowance=allowance)
+    [second] = simulation.add("second", 120)
+    simulation.step()
+    first.state.completion_tokens = 1  # and there it stands, with two pages
+    while second.num_tokens < 193:
+        assert set(simulation.step()) == {"second"}
+    allowance.moment = moment
+    assert simulation.step()
