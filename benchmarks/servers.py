@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from peers import VLLM, tool
+from peers import VLLM, environment, tool
 
 MUSESPARK = [sys.executable, "-P", "-c", "from musespark.cli import main; main()"]  # what this environment imports
 START_LIMIT_S = 240.0
@@ -31,7 +30,7 @@ class Server:
         self.port, self.model, self.key = port, model, ""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         begun = time.perf_counter()
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=os.environ | env)
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, env=environment(**env))
         try:
             self._wait(f"http://127.0.0.1:{port}{ready_path}", begun + START_LIMIT_S)
         except BaseException:
@@ -82,7 +81,7 @@ def ours(checkpoint: Path | None, state: Path, *, threads: int, slots: int, kv_m
     env = {"MUSESPARK_STATE_DIR": str(state), "MUSESPARK_MAX_RUNNING": str(slots)}
     made = subprocess.run(
         [*MUSESPARK, "keys", "create", secrets.token_hex(4)],
-        env=os.environ | env,
+        env=environment(**env),
         check=True,
         capture_output=True,
         text=True,

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from peers import LLAMA_CPP, tool
+from peers import LLAMA_CPP, environment, tool
 
 HERE = Path(__file__).parent
 OURS = [sys.executable, HERE / "ours_worker.py"]
@@ -28,7 +28,7 @@ class Side:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         words = [str(word) for word in command]
         self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment()
         )
         self.facts = self.ask(do="load", **load)
 
